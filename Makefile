@@ -1,0 +1,52 @@
+# Everything runs in .venv, which the first target sets up by itself.
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+export TF_CPP_MIN_LOG_LEVEL ?= 2
+
+.PHONY: quickstart test test-fast test-all lint format bench readme pretrained clean
+
+quickstart: $(STAMP)
+	$(PY) -m kzoo.zoo.quickstart
+
+$(STAMP): setup.cfg pyproject.toml
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "kzoo needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --upgrade pip "setuptools>=77" wheel
+	$(PY) -m pip install --quiet --no-build-isolation --editable ".[test,serve,jax]"
+	touch $@
+
+lint: $(STAMP)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# The whole suite: once on TensorFlow, then what is not TensorFlow's own on JAX.
+test: lint
+	KERAS_BACKEND=tensorflow $(PY) -m pytest
+	KERAS_BACKEND=jax $(PY) -m pytest
+
+test-fast: lint
+	KERAS_BACKEND=tensorflow $(PY) -m pytest -m "not slow"
+
+# The full cross product (dtypes x pairs x seeds), which takes long.
+test-all: lint
+	KERAS_BACKEND=tensorflow $(PY) -m pytest --all
+	KERAS_BACKEND=jax $(PY) -m pytest --all
+
+format: $(STAMP)
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+bench: $(STAMP)
+	$(PY) benchmarks/step_time.py
+
+# Maintainers' commands: they write what is committed.
+pretrained: $(STAMP)
+	$(PY) -m kzoo.zoo.pretrained
+
+readme: $(STAMP)
+	$(PY) docs/make_readme.py
+
+clean:
+	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache

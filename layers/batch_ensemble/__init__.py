@@ -1,0 +1,1 @@
+"""BatchEnsemble: an ensemble that shares one kernel (Wen et al., 2020)."""

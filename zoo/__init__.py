@@ -1,0 +1,1 @@
+"""Models, metrics, data, training, export and serving built on kzoo layers."""
