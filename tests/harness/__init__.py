@@ -1,0 +1,15 @@
+"""The contract every public component keeps, checked with one call."""
+
+from .errors import ContractError
+from .layer import check_layer
+from .metric import check_metric
+from .model import check_model
+from .optimizer import check_optimizer
+
+__all__ = [
+    "ContractError",
+    "check_layer",
+    "check_metric",
+    "check_model",
+    "check_optimizer",
+]
