@@ -1,0 +1,178 @@
+"""Whole jitted train steps against their plain Keras peers, in interleaved pairs.
+
+    python benchmarks/step_time.py [PATTERN] [--rounds 30] [--no-record]
+
+Each claim builds the method and its peer with the same rows, the same data and
+the same optimizer, compiles both train steps with XLA, and then times them turn
+by turn in one process: round i runs a block of steps of one, then of the other,
+in alternating order, and gives one ratio. The median ratio and its quartiles are
+printed and appended to benchmarks/results/step_time.jsonl, beside the bar.
+"""
+
+import argparse
+import fnmatch
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from kzoo.layers import Conv2DBatchEnsemble, DenseBatchEnsemble
+from kzoo.optimizers import Lookahead
+from kzoo.zoo import results
+
+RESULTS = Path(__file__).parent / "results" / "step_time.jsonl"
+
+
+def train_step(model, optimizer, x, y):
+    """Returns a function that runs one compiled train step and waits for its loss."""
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=True)
+    model.optimizer.build(model.trainable_variables)
+    x, y = tf.constant(x), tf.constant(y)
+    step = tf.function(lambda: model.train_step((x, y))["loss"], jit_compile=True)
+    return lambda: step().numpy()
+
+
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def lookahead_adam():
+    """Lookahead(Adam) against Adam: an MLP of 1 M parameters, batch 32."""
+
+    def mlp():
+        keras.utils.set_random_seed(0)
+        return keras.Sequential(
+            [
+                keras.Input((256,)),
+                keras.layers.Dense(752, activation="relu"),
+                keras.layers.Dense(752, activation="relu"),
+                keras.layers.Dense(256),
+            ]
+        )
+
+    x, y = normal(32, 256), normal(32, 256)
+    method, peer = mlp(), mlp()
+    return (
+        train_step(method, Lookahead(keras.optimizers.Adam()), x, y),
+        train_step(peer, keras.optimizers.Adam(), x, y),
+        {"parameters": peer.count_params(), "batch": 32, "peer": "Adam"},
+    )
+
+
+def layer_pair(layer, plain, x, shape):
+    def model(one):
+        keras.utils.set_random_seed(0)
+        return keras.Sequential([keras.Input(x.shape[1:]), one])
+
+    y = normal(*shape)
+    return (
+        train_step(model(layer), keras.optimizers.SGD(0.01), x, y),
+        train_step(model(plain), keras.optimizers.SGD(0.01), x, y),
+    )
+
+
+def dense_batch_ensemble():
+    """DenseBatchEnsemble(1024 -> 1024, 4 members) against Dense, 128 rows each."""
+    pair = layer_pair(
+        DenseBatchEnsemble(1024, ensemble_size=4),
+        keras.layers.Dense(1024),
+        normal(128, 1024),
+        (128, 1024),
+    )
+    return *pair, {"shape": "1024->1024", "rows": 128, "peer": "keras Dense"}
+
+
+def conv2d_batch_ensemble():
+    """Conv2DBatchEnsemble(64 -> 64, 3x3, 32x32, 4 members) against Conv2D, 16 rows."""
+    pair = layer_pair(
+        Conv2DBatchEnsemble(64, 3, padding="same", ensemble_size=4),
+        keras.layers.Conv2D(64, 3, padding="same"),
+        normal(16, 32, 32, 64),
+        (16, 32, 32, 64),
+    )
+    return *pair, {"shape": "64->64, 3x3, 32x32", "rows": 16, "peer": "keras Conv2D"}
+
+
+# claim -> (what builds it, the bar on its ratio)
+CLAIMS = {
+    "lookahead_adam": (lookahead_adam, 1.05),
+    "dense_batch_ensemble": (dense_batch_ensemble, 1.15),
+    "conv2d_batch_ensemble": (conv2d_batch_ensemble, 1.15),
+}
+
+
+def seconds(step, steps):
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    return (time.perf_counter() - start) / steps
+
+
+def measure(method, peer, rounds):
+    """Returns each round's seconds a step, [rounds, 2]: of the method, of its peer."""
+    for step in (method, peer):
+        seconds(step, 5)  # compile and warm up
+    # A block of about a quarter of a second, so that the clock and the scheduler
+    # are small beside it, and a multiple of 6, Lookahead's period.
+    steps = 6 * max(1, round(0.25 / seconds(peer, 6) / 6))
+    times = []
+    for i in range(rounds):
+        turns = (method, peer) if i % 2 == 0 else (peer, method)
+        pair = [seconds(step, steps) for step in turns]
+        times.append(pair if i % 2 == 0 else pair[::-1])
+    return np.array(times), steps
+
+
+def main(argv=None):
+    """Measures the claims that match, prints and records them; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--no-record", action="store_true")
+    arguments = parser.parse_args(argv)
+    names = fnmatch.filter(CLAIMS, arguments.pattern)
+    if not names:
+        parser.error(f"expected a pattern that matches one of {list(CLAIMS)}")
+    missed = []
+    for name in names:
+        build, bar = CLAIMS[name]
+        method, peer, setting = build()
+        times, steps = measure(method, peer, arguments.rounds)
+        low, ratio, high = np.percentile(times[:, 0] / times[:, 1], [25, 50, 75])
+        record = {
+            "command": f"python benchmarks/step_time.py {name}",
+            "claim": name,
+            "backend": keras.backend.backend(),
+            "dtype": keras.config.dtype_policy().name,
+            "jit_compile": True,
+            **setting,
+            "rounds": arguments.rounds,
+            "steps_per_round": steps,
+            "milliseconds": round(1e3 * float(np.median(times[:, 0])), 4),
+            "peer_milliseconds": round(1e3 * float(np.median(times[:, 1])), 4),
+            "ratio": round(float(ratio), 4),
+            "ratio_quartiles": [round(float(low), 4), round(float(high), 4)],
+            "bar": bar,
+        }
+        if not arguments.no_record:
+            results.append(RESULTS, record)
+        print(
+            f"{name:24s} {record['milliseconds']:9.3f} ms  peer "
+            f"{record['peer_milliseconds']:9.3f} ms  ratio {ratio:.3f} "
+            f"[{low:.3f}, {high:.3f}]  bar {bar}  "
+            f"{'met' if ratio <= bar else 'MISSED'}",
+            flush=True,
+        )
+        if ratio > bar:
+            missed.append(name)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
