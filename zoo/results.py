@@ -1,4 +1,4 @@
-"""Measured results as JSON lines: what ran, on which versions and machine, what came."""
+"""Measured results as JSON lines: the figures, the versions and the machine."""
 
 import importlib.metadata
 import json
