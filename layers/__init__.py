@@ -3,3 +3,5 @@
 from .._backend import require_supported
 
 require_supported()
+
+from .batch_ensemble.members import AverageMembers, TileMembers  # noqa: E402, F401
