@@ -8,24 +8,42 @@ import keras
 from keras import ops
 
 
-def check_ensemble_size(ensemble_size):
-    """Returns `ensemble_size`, or raises ValueError unless it is an integer >= 1."""
-    if isinstance(ensemble_size, int) and ensemble_size >= 1:
-        return ensemble_size
-    raise ValueError(
-        "`ensemble_size` must be an integer of at least 1. "
-        f"Received: ensemble_size={ensemble_size!r}"
-    )
+def batch_ensemble(linear, x, alpha, gamma, bias=None, axis=-1):
+    """Applies each member's own linear map to its own rows, in one call.
 
+    Member m has the kernel W ∘ (r_m s_mᵀ), r_m scaling the input's channels and s_m
+    the output's; with rank K, the sum of K such products. It need not be formed:
 
-def check_rows(rows, ensemble_size):
-    """Raises ValueError if a known number of rows does not split into members."""
-    if isinstance(rows, int) and rows % ensemble_size:
-        raise ValueError(
-            "A member-major batch has the same number of rows for each member, so "
-            f"its rows must be divisible by ensemble_size={ensemble_size}. "
-            f"Received: a batch of {rows} rows"
-        )
+        y = sum_k ((x ∘ r_k) W) ∘ s_k + b,
+
+    each row with its own member's r, s and b. So the rows of all members go through
+    `linear` together, between two elementwise products.
+
+    Args:
+        linear: Function of one tensor, `[rows, ...] -> [rows, ...]`: any map that
+            is linear in its input and treats rows alike (dense, convolution, ...).
+        x: Member-major tensor `[M * B, ...]`.
+        alpha: r, `[M, in]`, or `[K, M, in]` for rank K.
+        gamma: s, `[M, out]`, or `[K, M, out]`.
+        bias: b, `[M, out]`, or None.
+        axis: Axis of the channels, in x and in the linear map's output.
+
+    Returns:
+        Member-major tensor, shaped as `linear(x)`.
+
+    Raises:
+        ValueError: If M does not divide the number of rows (see `split_members`).
+    """
+    *rank, members, _ = alpha.shape
+    x = _check_members(x, members)
+    # With rank K, K scaled copies of the batch lie one behind the other: [K * M * B].
+    y = linear(_merge(_split(x, [members], axis) * _per_channel(alpha, x, axis), x))
+    out = _split(y, [*rank, members], axis) * _per_channel(gamma, y, axis)
+    if rank:
+        out = ops.sum(out, axis=0)
+    if bias is not None:
+        out = out + _per_channel(bias, y, axis)
+    return _merge(out, y)
 
 
 def split_members(x, ensemble_size):
@@ -42,24 +60,69 @@ def split_members(x, ensemble_size):
         ValueError: If the number of rows is known and M does not divide it. If it
             is known only at run time, TensorFlow raises InvalidArgumentError then.
     """
-    shape = ops.shape(x)
-    check_rows(shape[0], ensemble_size)
-    if x.shape[0] is None and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        assertion = tf.debugging.assert_equal(
-            shape[0] % ensemble_size,
-            0,
-            message=(
-                "A member-major batch has the same number of rows for each member, "
-                f"so its rows must be divisible by ensemble_size={ensemble_size}."
-            ),
-        )
-        with tf.control_dependencies([] if assertion is None else [assertion]):
-            x = tf.identity(x)
-    return ops.reshape(x, (ensemble_size, -1, *shape[1:]))
+    x = _check_members(x, ensemble_size)
+    return ops.reshape(x, (ensemble_size, -1, *ops.shape(x)[1:]))
 
 
 def merge_members(x):
     """Undoes `split_members`: `[M, B, ...] -> [M * B, ...]`."""
     return ops.reshape(x, (-1, *ops.shape(x)[2:]))
+
+
+def check_ensemble_size(ensemble_size):
+    """Returns `ensemble_size`, or raises ValueError unless it is an integer >= 1."""
+    if isinstance(ensemble_size, int) and ensemble_size >= 1:
+        return ensemble_size
+    raise ValueError(
+        "`ensemble_size` must be an integer of at least 1. "
+        f"Received: ensemble_size={ensemble_size!r}"
+    )
+
+
+def check_rows(rows, ensemble_size):
+    """Raises ValueError if a known number of rows does not split into members."""
+    if isinstance(rows, int) and rows % ensemble_size:
+        raise ValueError(f"{_explain(ensemble_size)} Received: a batch of {rows} rows")
+
+
+def _explain(ensemble_size):
+    return (
+        "A member-major batch has the same number of rows for each member, so its "
+        f"rows must be divisible by ensemble_size={ensemble_size}."
+    )
+
+
+def _check_members(x, ensemble_size):
+    """Returns x, once it is sure that its rows split into members."""
+    rows = ops.shape(x)[0]
+    check_rows(rows, ensemble_size)
+    if x.shape[0] is not None or keras.backend.backend() != "tensorflow":
+        return x
+    import tensorflow as tf
+
+    # XLA drops assertions, but then the reshape that follows fails to compile.
+    assertion = tf.debugging.assert_equal(
+        rows % ensemble_size, 0, message=_explain(ensemble_size)
+    )
+    with tf.control_dependencies([assertion]):
+        return tf.identity(x)
+
+
+# The products run over [..., M, positions, C, (what follows the channels)]: with few
+# axes XLA's CPU loops are short to nest, and the gradients of r and s are plain sums
+# over the positions.
+
+
+def _split(x, lead, axis):
+    channels, *rest = ops.shape(x)[axis % len(x.shape) :]
+    return ops.reshape(x, (*lead, -1, channels, *rest))
+
+
+def _per_channel(weights, x, axis):
+    after = len(x.shape) - axis % len(x.shape) - 1
+    *lead, channels = weights.shape
+    return ops.reshape(weights, (*lead, 1, channels, *[1] * after))
+
+
+def _merge(x, like):
+    return ops.reshape(x, (-1, *ops.shape(like)[1:]))

@@ -1,0 +1,212 @@
+"""Random draws that do not change when a function is compiled.
+
+Each function takes the shape, the seed and the dtype of what it draws. A seed is
+
+- a `keras.random.SeedGenerator`, which advances: each draw is a new one;
+- an integer or a pair of integers (a tensor of shape `[2]`, such as a
+  SeedGenerator's `next()`), which always gives the same draw.
+
+Only the bits come from the backend: Philox on TensorFlow, Threefry on JAX. What is
+made of them is written here, once, because TensorFlow's own float draws differ
+between XLA and its other kernels. So draws are equal with and without jit: uniforms,
+signs and Bernoullis exactly, normals up to the rounding of erfinv. The two backends
+draw different numbers of the same distribution.
+"""
+
+import functools
+import math
+import operator
+
+import keras
+import numpy as np
+from keras import ops
+
+# Bits of the significand: so many random bits make a uniform number exactly.
+_SIGNIFICAND_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
+
+
+def uniform(shape, seed, dtype=None):
+    """Draws from the uniform distribution on [0, 1).
+
+    All multiples of 2^-b, b the bits of the dtype's significand, are equally likely;
+    1 is never drawn, in half precision neither.
+
+    Args:
+        shape: Tuple of integers or, on TensorFlow, scalar tensors.
+        seed: SeedGenerator, integer, or tensor of two integers.
+        dtype: Floating dtype. Defaults to `keras.config.floatx()`.
+
+    Returns:
+        Tensor of the shape and dtype.
+
+    Raises:
+        ValueError: If the dtype is not a floating one, or the seed or the shape
+            cannot be used.
+    """
+    dtype = _float_dtype(dtype)
+    bits = _SIGNIFICAND_BITS[dtype]
+    return _integers(shape, seed, bits, dtype) * 2.0**-bits
+
+
+def normal(shape, seed, dtype=None):
+    """Draws from the normal distribution with mean 0 and variance 1.
+
+    Args:
+        shape: Tuple of integers or, on TensorFlow, scalar tensors.
+        seed: SeedGenerator, integer, or tensor of two integers.
+        dtype: Floating dtype. Defaults to `keras.config.floatx()`.
+
+    Returns:
+        Tensor of the shape and dtype.
+
+    Raises:
+        ValueError: If the dtype is not a floating one, or the seed or the shape
+            cannot be used.
+    """
+    return _central_normal(shape, seed, dtype, probability=1.0)
+
+
+def truncated_normal(shape, seed, dtype=None):
+    """Draws from the normal distribution cut to [-2, 2], not rescaled.
+
+    Its mean is 0 and its standard deviation 0.8796.
+
+    Args:
+        shape: Tuple of integers or, on TensorFlow, scalar tensors.
+        seed: SeedGenerator, integer, or tensor of two integers.
+        dtype: Floating dtype. Defaults to `keras.config.floatx()`.
+
+    Returns:
+        Tensor of the shape and dtype.
+
+    Raises:
+        ValueError: If the dtype is not a floating one, or the seed or the shape
+            cannot be used.
+    """
+    return _central_normal(shape, seed, dtype, probability=math.erf(math.sqrt(2.0)))
+
+
+def random_sign(shape, seed, dtype=None):
+    """Draws -1 or +1, with equal probability.
+
+    Args:
+        shape: Tuple of integers or, on TensorFlow, scalar tensors.
+        seed: SeedGenerator, integer, or tensor of two integers.
+        dtype: Any signed dtype. Defaults to `keras.config.floatx()`.
+
+    Returns:
+        Tensor of the shape and dtype.
+
+    Raises:
+        ValueError: If the dtype has no -1, or the seed or the shape cannot be used.
+    """
+    dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+    if dtype == "bool" or dtype.startswith("uint"):
+        raise ValueError(f"`dtype` must hold -1. Received: {dtype!r}")
+    size = functools.reduce(operator.mul, _check_shape(shape), 1)
+    # One random word holds 32 signs.
+    words = _words((-(-size // 32), 1), seed)
+    bits = ops.bitwise_and(ops.right_shift(words, np.arange(32, dtype="uint32")), 1)
+    bits = ops.reshape(ops.reshape(bits, (-1,))[:size], shape)
+    return ops.cast(bits, dtype) * 2 - 1
+
+
+def bernoulli(shape, seed, probability=0.5, dtype=None):
+    """Draws 1 with the given probability, else 0.
+
+    Args:
+        shape: Tuple of integers or, on TensorFlow, scalar tensors.
+        seed: SeedGenerator, integer, or tensor of two integers.
+        probability: Probability of 1: a number or a tensor that broadcasts to the
+            shape. 0 and 1 are exact, others are rounded up to a multiple of 2^-24.
+        dtype: Any dtype, `"bool"` included. Defaults to `keras.config.floatx()`.
+
+    Returns:
+        Tensor of the shape and dtype.
+
+    Raises:
+        ValueError: If the seed or the shape cannot be used.
+    """
+    draws = uniform(shape, seed, "float32") < ops.cast(probability, "float32")
+    return ops.cast(draws, dtype or keras.config.floatx())
+
+
+def _central_normal(shape, seed, dtype, probability):
+    """Draws from the part of the standard normal that holds the probability."""
+    dtype = _float_dtype(dtype)
+    # The inverse of the distribution function, z = sqrt(2) erfinv(x), with x uniform
+    # on (-p, p). Half precision has too few x: it is drawn in float32 and rounded.
+    wide = "float64" if dtype == "float64" else "float32"
+    bits = _SIGNIFICAND_BITS[wide] - 1
+    # x = (2 k + 1) / 2^b - 1 with k of b bits: symmetric about 0, exact, never +-1.
+    x = (_integers(shape, seed, bits, wide) * 2 + 1) * 2.0**-bits - 1
+    return ops.cast(ops.erfinv(x * probability) * math.sqrt(2.0), dtype)
+
+
+def _integers(shape, seed, bits, dtype):
+    """Draws integers of so many bits, as numbers of a dtype that holds them all."""
+    if bits <= 32:
+        return ops.cast(ops.right_shift(_words(shape, seed), 32 - bits), dtype)
+    words = _words((2, *_check_shape(shape)), seed)
+    high = ops.cast(ops.right_shift(words[0], 64 - bits), dtype)
+    return high * 2.0**32 + ops.cast(words[1], dtype)
+
+
+def _words(shape, seed):
+    """Draws uniform 32-bit words."""
+    shape, seed = _check_shape(shape), _pair(seed)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # Without bounds: all 2^32 words.
+        return tf.random.stateless_uniform(
+            shape,
+            tf.cast(seed, "int64"),
+            minval=None,
+            maxval=None,
+            dtype="uint32",
+            alg="philox",
+        )
+    import jax
+
+    key = jax.random.wrap_key_data(ops.cast(seed, "uint32"), impl="threefry2x32")
+    return jax.random.bits(key, shape, "uint32")
+
+
+def _pair(seed):
+    """Returns a seed as two integers, advancing a SeedGenerator."""
+    if isinstance(seed, keras.random.SeedGenerator):
+        return seed.next()
+    if isinstance(seed, (int, np.integer)):
+        # Like a new SeedGenerator(seed)'s first pair, which is (seed, 0).
+        return np.array([seed & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF], "uint32")
+    if ops.is_tensor(seed) or isinstance(seed, (np.ndarray, list, tuple)):
+        if tuple(np.shape(seed)) == (2,):
+            return seed
+    raise ValueError(
+        "`seed` must be a keras.random.SeedGenerator, an integer, or a tensor of two "
+        f"integers. Received: seed={seed!r}"
+    )
+
+
+def _check_shape(shape):
+    if any(size is None for size in shape):
+        raise ValueError(
+            "`shape` must be known when drawing; `keras.ops.shape(x)` gives a "
+            f"tensor's shape at run time. Received: shape={shape}"
+        )
+    return tuple(shape)
+
+
+def _float_dtype(dtype):
+    dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+    if dtype not in _SIGNIFICAND_BITS:
+        raise ValueError(
+            f"`dtype` must be one of {sorted(_SIGNIFICAND_BITS)}. Received: {dtype!r}"
+        )
+    if dtype == "float64" and keras.backend.backend() == "jax":
+        import jax
+
+        # JAX has no float64 unless it is enabled.
+        return jax.dtypes.canonicalize_dtype(dtype).name
+    return dtype
