@@ -1,1 +1,5 @@
-"""Data sets as tensorflow-datasets builders."""
+"""Data sets through tensorflow-datasets."""
+
+from .load import load
+
+__all__ = ["load"]
