@@ -1,11 +1,20 @@
-"""Set-up of every test: backend, seeds, and the two kinds of backend markers."""
+"""Set-up of every test: backend, seeds, the processes at the end, strict skips."""
 
 import os
+import pathlib
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import pytest
+
+import harness.fresh
+import harness.session
+from harness.skips import StrictSkips
+
+HERE = pathlib.Path(__file__).parent
+CHECKS = ("check_layer", "check_optimizer", "check_metric", "check_model")
+OTHER_BACKEND = harness.fresh.OTHER_BACKEND
 
 
 def pytest_addoption(parser):
@@ -16,15 +25,64 @@ def pytest_addoption(parser):
     )
 
 
-def pytest_collection_modifyitems(config, items):
-    other = {"tensorflow": "jax", "jax": "tensorflow"}[keras.backend.backend()]
-    dropped = [item for item in items if item.get_closest_marker(other)]
-    if dropped:
-        config.hook.pytest_deselected(items=dropped)
-        items[:] = [item for item in items if not item.get_closest_marker(other)]
+def pytest_configure(config):
+    if os.environ.get("CI"):
+        config.pluginmanager.register(StrictSkips(HERE / "allowed_skips.txt"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def contract_session(tmp_path_factory, pytestconfig):
+    """Where the harness leaves what fresh processes answer at the end."""
+    folder = tmp_path_factory.mktemp("contract")
+    harness.session.current = harness.session.Session(folder, pytestconfig.option.all)
+    return harness.session.current
 
 
 @pytest.fixture(autouse=True)
-def fixed_seed():
-    """Every test starts from the same random state."""
+def fixed_start():
+    """Every test starts from the same random state, policy and names."""
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(0)
+
+
+# Collection: tests of the other backend go, the fresh processes come last.
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(session, config, items):
+    deselected = [item for item in items if item.get_closest_marker(OTHER_BACKEND)]
+    if deselected:
+        config.hook.pytest_deselected(items=deselected)
+        items[:] = [item for item in items if item not in deselected]
+    if any(uses_harness(item) for item in items):
+        last = [("other backend", harness.fresh.check_other_backend, "cases")]
+        if keras.backend.backend() == "tensorflow":
+            last.append(("fresh process", harness.fresh.check_exports, "exports"))
+        for name, check, kind in last:
+            items.append(Last.from_parent(session, name=name, check=check, kind=kind))
+
+
+def uses_harness(item):
+    """Whether a test's module names one of the harness's checks."""
+    module = getattr(item, "module", None)
+    return any(hasattr(module, check) for check in CHECKS)
+
+
+class Last(pytest.Item):
+    """Asks one fresh process for everything the session's checks have left."""
+
+    def __init__(self, check, kind, **kwargs):
+        super().__init__(**kwargs)
+        self.check, self.kind = check, kind
+
+    def runtest(self):
+        # Not vacuous: `check` requires an answer to each, and there is one.
+        if not harness.session.get().counts[self.kind]:
+            pytest.skip(f"no check of this run has left any {self.kind}")
+        self.check()
+
+    def reportinfo(self):
+        return HERE / "harness" / "fresh.py", None, self.name
+
+    def repr_failure(self, excinfo):
+        return str(excinfo.value)

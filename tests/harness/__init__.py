@@ -1,6 +1,6 @@
 """The contract every public component keeps, checked with one call."""
 
-from .errors import ContractError
+from .check import ContractError
 from .layer import check_layer
 from .metric import check_metric
 from .model import check_model

@@ -1,8 +1,575 @@
 """The contract of a layer."""
 
+import copy
+import inspect
+import random
+
+import keras
+import numpy as np
+
+from . import session
+from .check import Check, arrays, differ
+from .configs import check_config, check_registration, mentions
+from .docs import check_docstring
+from .fresh import record_case, record_export
+from .training import (
+    EAGER,
+    XLA,
+    check_compiled,
+    check_lowering,
+    check_resume,
+    compile_model,
+    named_once,
+    sgd,
+    train,
+)
+
+STEPS = 4
+
 
 def check_layer(
-    layer_class, init_kwargs, input_shape, *, input_dtype="float32", call_kwargs=None
+    layer_class,
+    init_kwargs,
+    input_shape,
+    *,
+    input_dtype="float32",
+    call_kwargs=None,
+    tol=1e-5,
 ):
-    """Checks a layer."""
-    layer_class(**init_kwargs)
+    """Checks a layer against every generic point of the contract.
+
+    Args:
+        layer_class: The layer's class.
+        init_kwargs: A dict of constructor arguments; values that are not the
+            defaults test more.
+        input_shape: A shape with its batch size, which the layer's maths allows,
+            or a list or dict of shapes.
+        input_dtype: The inputs' dtype.
+        call_kwargs: A dict of further arguments of `call`.
+        tol: How close two ways to compute the same number must be in float32.
+    """
+    layer = Subject(
+        layer_class, init_kwargs, input_shape, input_dtype, call_kwargs or {}, tol
+    )
+    check_registration(layer_class)
+    check_docstring(layer_class, "layer")
+    with Check("config"):
+        instance = layer.make()
+    check_config(instance, init_kwargs, lambda kwargs: layer_class(**kwargs))
+    check_build(layer)
+    check_shape(layer)
+    check_state(layer)
+    check_seed(layer)
+    check_batch_sizes(layer)
+    check_mask(layer)
+    check_save(layer)
+    check_training(layer)
+    for policy in ("mixed_float16", "mixed_bfloat16"):
+        check_mixed_precision(layer, policy)
+    check_float64(layer)
+    leave_for_fresh_processes(layer)
+
+
+class Subject:
+    """A layer class with everything needed to make it, feed it and train it."""
+
+    def __init__(self, cls, init_kwargs, input_shape, input_dtype, call_kwargs, tol):
+        self.cls = cls
+        self.init_kwargs = init_kwargs
+        self.shapes = input_shape
+        self.dtype = input_dtype
+        self.call_kwargs = call_kwargs
+        self.tol = tol
+        self.is_float = keras.backend.is_float_dtype(input_dtype)
+        self.takes_training = "training" in inspect.signature(cls.call).parameters
+
+    def make(self, **overrides):
+        """A new layer, its arguments copied so that no state can be shared."""
+        return self.cls(**{**copy.deepcopy(self.init_kwargs), **overrides})
+
+    def map_shapes(self, function):
+        """Maps `(index, shape)` over the structure of input shapes."""
+        if isinstance(self.shapes, dict):
+            return {k: function(i, s) for i, (k, s) in enumerate(self.shapes.items())}
+        if isinstance(self.shapes[0], (list, tuple)):
+            return [function(i, s) for i, s in enumerate(self.shapes)]
+        return function(0, self.shapes)
+
+    @property
+    def batch(self):
+        """The batch size of the given shape."""
+        return keras.tree.flatten(self.map_shapes(lambda i, s: s[0]))[0]
+
+    def inputs(self, seed=0, batch=None):
+        """Fixed pseudo-random inputs; every batch size scales the given one."""
+        numbers = np.random.default_rng(seed)
+
+        def draw(i, shape):
+            shape = (shape[0] if batch is None else batch, *shape[1:])
+            if self.is_float:
+                return numbers.normal(size=shape).astype(self.dtype)
+            return numbers.integers(0, 2, size=shape).astype(self.dtype)
+
+        return self.map_shapes(draw)
+
+    def call(self, layer, inputs, training):
+        """Calls a layer the way Keras would in training or inference."""
+        mode = {"training": training} if self.takes_training else {}
+        return layer(inputs, **self.call_kwargs, **mode)
+
+    def built(self, **overrides):
+        """A new layer that has been called once."""
+        layer = self.make(**overrides)
+        self.call(layer, self.inputs(), False)
+        return layer
+
+    def model(self, **overrides):
+        """A functional model with inputs of any batch size around a new layer.
+
+        Float inputs pass through a trainable layer that starts as the identity,
+        so that the gradient with respect to the inputs is part of every
+        training step.
+        """
+        dtype = overrides.get("dtype")
+
+        def entry(i, shape):
+            x = keras.Input(shape[1:], dtype=self.dtype, name=f"input_{i}")
+            return x
+
+        def front(x):
+            if not self.is_float or len(x.shape) < 2:
+                return x
+            return keras.layers.Dense(
+                x.shape[-1],
+                kernel_initializer=keras.initializers.Identity(),
+                dtype=dtype,
+                name=f"front_{x.name}",
+            )(x)
+
+        inputs = self.map_shapes(entry)
+        layer = self.make(name="subject", **overrides)
+        outputs = layer(keras.tree.map_structure(front, inputs), **self.call_kwargs)
+        return keras.Model(inputs, outputs)
+
+    def batches(self, count=STEPS):
+        """Training batches for the model."""
+        layer, found = self.built(), []
+        for i in range(count):
+            x = self.inputs(seed=i + 1)
+            numbers = np.random.default_rng(i)
+            y = keras.tree.map_structure(
+                lambda t, numbers=numbers: numbers.normal(size=t.shape).astype(
+                    "float32"
+                ),
+                self.call(layer, x, True),
+            )
+            found.append((x, y))
+        return found
+
+
+def variables_of(layer):
+    """A layer's variables, its seed generators' and its sublayers' included."""
+    return layer.variables
+
+
+def is_seed(variable):
+    """Whether a variable is the state of a SeedGenerator."""
+    return "seed_generator" in variable.path
+
+
+def values_of(layer):
+    """A copy of a layer's state."""
+    return [v.numpy().copy() for v in variables_of(layer)]
+
+
+def assign(layer, values):
+    """Puts a copied state back."""
+    for variable, value in zip(variables_of(layer), values, strict=True):
+        variable.assign(value)
+
+
+def draws(layer, subject, training):
+    """Whether a call advances a seed generator."""
+    before = [v.numpy() for v in variables_of(layer) if is_seed(v)]
+    subject.call(layer, subject.inputs(), training)
+    return differ(before, [v for v in variables_of(layer) if is_seed(v)])
+
+
+def check_build(subject):
+    """Weights are made once, by `build` alone, under names of their own."""
+    with Check("build") as check:
+        layer = subject.make()
+        layer.build(subject.map_shapes(lambda i, s: tuple(s)))
+        check.that(layer.built, "expected build to set `built`", layer.built)
+        paths = [v.path for v in variables_of(layer)]
+        subject.call(layer, subject.inputs(), False)
+        subject.call(layer, subject.inputs(seed=1, batch=2 * subject.batch), True)
+        check.equal(
+            "the weights after two calls, all made by build,",
+            [v.path.split("/")[-1] for v in variables_of(layer)],
+            [path.split("/")[-1] for path in paths],
+        )
+        named_once(check, variables_of(layer), "weight paths")
+
+
+def check_shape(subject):
+    """Symbolic shapes and dtypes are those of real outputs."""
+    with Check("shape") as check:
+        layer = subject.built()
+        for training in (False, True) if subject.takes_training else (False,):
+            real = keras.tree.flatten(subject.call(layer, subject.inputs(), training))
+            for batch in (subject.batch, None):
+                symbols = subject.map_shapes(
+                    lambda i, s, batch=batch: keras.KerasTensor(
+                        (batch, *s[1:]), dtype=subject.dtype
+                    )
+                )
+                symbolic = keras.tree.flatten(subject.call(layer, symbols, training))
+                check.equal("the number of symbolic outputs", len(symbolic), len(real))
+                for s, r in zip(symbolic, real, strict=True):
+                    compare_shapes(
+                        check, f"training={training}, batch {batch}", s.shape, r.shape
+                    )
+                    check.equal(
+                        f"the symbolic dtype with training={training}",
+                        s.dtype,
+                        keras.backend.standardize_dtype(r.dtype),
+                    )
+        real = keras.tree.flatten(subject.call(layer, subject.inputs(), False))
+        stated = layer.compute_output_shape(subject.map_shapes(lambda i, s: tuple(s)))
+        stated = [stated] if len(real) == 1 and is_shape(stated) else list(stated)
+        for s, r in zip(stated, real, strict=True):
+            compare_shapes(check, "compute_output_shape", tuple(s), r.shape)
+
+
+def compare_shapes(check, what, symbolic, real):
+    """Requires equal shapes; only the batch's dimension may be unknown."""
+    check.that(
+        len(symbolic) == len(real)
+        and all(
+            s == r or (s is None and axis == 0)
+            for axis, (s, r) in enumerate(zip(symbolic, real, strict=True))
+        ),
+        f"expected the symbolic shape ({what}) of a real output of shape {tuple(real)}",
+        tuple(symbolic),
+    )
+
+
+def is_shape(value):
+    """Whether a value is one shape rather than a structure of shapes."""
+    return all(d is None or isinstance(d, int) for d in value)
+
+
+def check_state(subject):
+    """Equal variables and inputs give equal numbers: nothing is kept elsewhere."""
+    with Check("seed") as check:
+        layer = subject.built()
+        before = np.random.get_state()[1:3], random.getstate()
+        subject.call(layer, subject.inputs(), True)
+        after = np.random.get_state()[1:3], random.getstate()
+        check.that(
+            np.array_equal(before[0][0], after[0][0])
+            and before[0][1] == after[0][1]
+            and before[1] == after[1],
+            "expected random numbers only from a SeedGenerator",
+            "a call that drew from numpy's or Python's global generator",
+        )
+    with Check("state") as check:
+        for training in (False, True):
+            start = values_of(layer)
+            first = subject.call(layer, subject.inputs(), training)
+            end = values_of(layer)
+            assign(layer, start)
+            second = subject.call(layer, subject.inputs(), training)
+            check.close(
+                f"two outputs from equal variables and inputs (training={training})",
+                second,
+                first,
+                1e-7,
+            )
+            check.close(
+                f"variables after two calls that started equal (training={training})",
+                values_of(layer),
+                end,
+                1e-7,
+            )
+
+
+def check_seed(subject):
+    """Same seed, same numbers; another seed, others; none without a seed."""
+    with Check("seed") as check:
+        layer = subject.built()
+        takes_seed = "seed" in inspect.signature(subject.cls).parameters
+        modes = [m for m in (False, True) if draws(layer, subject, m)]
+        check.that(
+            not modes or mentions(layer.get_config(), "seed"),
+            "expected a layer that draws random numbers to take a `seed`",
+            sorted(layer.get_config()),
+        )
+        if not takes_seed:
+            return
+        found = []
+        for seed, of_all in ((11, 1), (11, 2), (12, 1)):
+            keras.utils.set_random_seed(of_all)
+            other = subject.built(seed=seed)
+            made = [v.numpy() for v in other.variables if not is_seed(v)]
+            for v, w in zip(other.variables, layer.variables, strict=True):
+                if not is_seed(v):
+                    v.assign(w)
+            outputs = [
+                subject.call(other, subject.inputs(), m) for m in (True, True, False)
+            ]
+            found.append((outputs, made))
+        check.close(
+            "outputs of two layers with the same seed and weights",
+            found[1][0],
+            found[0][0],
+            1e-7,
+        )
+        check.that(
+            differ(found[2][0], found[0][0]) or differ(found[2][1], found[0][1]),
+            "expected another seed to give other numbers",
+            "the same outputs and the same initial weights",
+        )
+
+
+def check_batch_sizes(subject):
+    """Every batch size the maths allows works, the smallest included."""
+    with Check("batch size") as check:
+        layer = subject.built()
+        smallest = smallest_batch(subject, layer)
+        sizes = {smallest, subject.batch, 2 * subject.batch}
+        for batch in sorted(sizes):
+            for training in (False, True):
+                outputs = subject.call(layer, subject.inputs(batch=batch), training)
+                check.finite(f"outputs of a batch of {batch}", outputs)
+
+
+def smallest_batch(subject, layer):
+    """The smallest batch size the layer does not refuse with a ValueError."""
+    for batch in range(1, subject.batch):
+        try:
+            for training in (False, True):
+                subject.call(layer, subject.inputs(batch=batch), training)
+        except ValueError:
+            continue
+        return batch
+    return subject.batch
+
+
+def check_mask(subject):
+    """A layer that supports masking gives a mask that fits its outputs."""
+    with Check("mask") as check:
+        layer = subject.built()
+        if not layer.supports_masking:
+            return
+        inputs = subject.inputs()
+        mask = keras.tree.map_structure(
+            lambda x: np.ones(x.shape[:-1] if subject.is_float else x.shape, bool),
+            inputs,
+        )
+        masks = layer.compute_mask(inputs, mask)
+        outputs = keras.tree.flatten(subject.call(layer, inputs, False))
+        for m, y in zip(keras.tree.flatten(masks), outputs, strict=False):
+            if m is not None:
+                check.equal(
+                    "the output mask's shape", tuple(m.shape), y.shape[: len(m.shape)]
+                )
+        if "mask" in inspect.signature(subject.cls.call).parameters:
+            masked = layer(inputs, mask=mask, **subject.call_kwargs)
+            check.finite("outputs with a mask", masked)
+
+
+def check_save(subject):
+    """Saved and loaded, cloned, or rebuilt from its config, it answers equally."""
+    x = subject.inputs()
+
+    def answers(model):
+        return [model(x, training=mode) for mode in (False, True)]
+
+    with Check("save") as check:
+        model = subject.model()
+        for v in model.trainable_variables:  # So that no weight has its first value.
+            v.assign(v + 0.01)
+        answers(model)
+        file = session.get().folder / "layer.keras"
+        model.save(file)
+        start, expected = values_of(model), answers(model)
+        loaded = keras.saving.load_model(file)
+        check.equal(
+            "paths of weights",
+            [v.path for v in loaded.variables if not is_seed(v)],
+            [v.path for v in model.variables if not is_seed(v)],
+        )
+        check.close("variables after loading", values_of(loaded), start, 0)
+        check.close("outputs after loading", answers(loaded), expected, subject.tol)
+    with Check("clone") as check:
+        clone = keras.models.clone_model(model)
+        assign(clone, start)
+        check.close("outputs after clone_model", answers(clone), expected, subject.tol)
+    with Check("config") as check:
+        layer = model.get_layer("subject")
+        rebuilt = subject.cls.from_config(layer.get_config())
+        subject.call(rebuilt, x, False)
+        assign(rebuilt, values_of(layer))
+        for mode in (False, True):
+            check.close(
+                "outputs of the layer rebuilt from its config",
+                subject.call(rebuilt, x, mode),
+                subject.call(layer, x, mode),
+                subject.tol,
+            )
+
+
+def is_trainable(subject):
+    """Whether a gradient can flow: some output and some variable are floats."""
+    model = subject.model()
+    floats = [y for y in keras.tree.flatten(model.output) if "float" in str(y.dtype)]
+    return bool(floats) and bool(model.trainable_variables)
+
+
+def check_training(subject):
+    """Training is the same eagerly, compiled, and after stopping; it lowers."""
+    with Check("compiled"):
+        if not is_trainable(subject):
+            return
+        batches = subject.batches()
+        start = subject.model()
+        values = values_of(start)
+
+    def make(mode):
+        model = subject.model()
+        assign(model, values)
+        return compile_model(model, sgd(), mode)
+
+    eager = check_resume(make, batches, session.get().folder, stops=(2,))
+    check_compiled(make, batches, eager, subject.tol)
+    check_inference(subject, start)
+    with Check("lowering"):
+        model = make(XLA)
+        model.optimizer.build(model.trainable_variables)
+    check_lowering(model, batches[0])
+
+
+def check_inference(subject, model):
+    """Inference gives the same numbers compiled and run eagerly."""
+    with Check("compiled") as check:
+        x, start = subject.inputs(), values_of(model)
+        eager = model(x, training=False)
+        assign(model, start)
+        model.compile(jit_compile=True)
+        check.close(
+            "outputs in inference with jit_compile=True and run eagerly",
+            model.predict_on_batch(x),
+            eager,
+            subject.tol,
+        )
+
+
+def check_mixed_precision(subject, policy):
+    """Outputs in the compute dtype, variables in float32, a finite step."""
+    if not subject.is_float:
+        return
+    with Check("mixed precision") as check:
+        compute = policy.removeprefix("mixed_")
+        exact, mixed = subject.model(), subject.model(dtype=policy)
+        layer = mixed.get_layer("subject")
+        for v in layer.variables:
+            if "float" in v.dtype:
+                check.equal(f"the dtype of {v.path} under {policy}", v.dtype, "float32")
+        assign(mixed, values_of(exact))
+        x, y = subject.batches(1)[0]
+        for training in (False, True):
+            received = mixed(x, training=training)
+            expected = exact(x, training=training)
+            for r, e in zip(
+                keras.tree.flatten(received), keras.tree.flatten(expected), strict=True
+            ):
+                if "float" in str(e.dtype):
+                    # A layer without autocast looks after its dtypes itself.
+                    allowed = [compute] if layer.autocast else [compute, "float32"]
+                    check.that(
+                        keras.backend.standardize_dtype(r.dtype) in allowed,
+                        f"expected the dtype of outputs under {policy} in {allowed}",
+                        r.dtype,
+                    )
+            check.finite(f"outputs under {policy}", received)
+            if not draws(layer, subject, training):
+                what = f"outputs under {policy}"
+                check.close(what, received, expected, LOW[compute])
+        if not is_trainable(subject):
+            return
+        scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=16.0)
+        compile_model(mixed, scaled, EAGER)
+        compile_model(exact, sgd(), EAGER)
+        check.finite(f"loss under {policy}", train(mixed, [(x, y)]))
+        train(exact, [(x, y)])
+        what = f"weights after a training step under {policy}"
+        check.finite(what, mixed.weights)
+        if not draws(layer, subject, True):
+            check.close(what, mixed.weights, exact.weights, LOW[compute])
+
+
+LOW = {"float16": 1e-2, "bfloat16": 1e-1}
+
+
+def check_float64(subject):
+    """Under float64 nothing falls back to float32 (TensorFlow only)."""
+    if not subject.is_float or keras.backend.backend() != "tensorflow":
+        return
+    with Check("float64") as check:
+        exact, double = subject.model(), subject.model(dtype="float64")
+        assign(double, values_of(exact))
+        x = subject.inputs()
+        outputs = double(x, training=False)
+        for r, e in zip(
+            keras.tree.flatten(outputs),
+            keras.tree.flatten(exact(x, training=False)),
+            strict=True,
+        ):
+            if "float" in str(e.dtype):
+                check.equal(
+                    "the dtype of outputs under float64",
+                    keras.backend.standardize_dtype(r.dtype),
+                    "float64",
+                )
+            check.close("outputs under float64", r, e, 1e-4)
+
+
+def leave_for_fresh_processes(subject):
+    """Leaves an export and a case for the processes at the session's end."""
+    with Check("export"):
+        model, layer = subject.model(), subject.built()
+        for v in model.trainable_variables:
+            v.assign(v + 0.01)
+        smallest = smallest_batch(subject, layer)
+        inputs = [
+            subject.inputs(seed=i, batch=b)
+            for i, b in enumerate((subject.batch, 2 * subject.batch, smallest))
+        ]
+        random_modes = [
+            kind
+            for kind, mode in (("outputs", False), ("steps", True))
+            if draws(layer, subject, mode)
+        ]
+    name = subject.cls.__name__
+    record_export(name, model, inputs)
+    with Check("other backend"):
+        x = subject.inputs(seed=5)
+        y = arrays(model(x, training=False))
+        trainable = is_trainable(subject)
+        compile_model(model, sgd(), EAGER)
+
+        def steps():
+            batches = subject.batches(2)
+            return batches, train(model, batches)
+
+        record_case(
+            name,
+            model,
+            [subject.cls],
+            outputs=(x, y),
+            steps=steps if trainable else None,
+            random=random_modes,
+            tol=max(subject.tol, 1e-5),
+        )

@@ -1,8 +1,219 @@
 """The contract of a registered model."""
 
+import keras
+import numpy as np
+
+from . import session
+from .check import Check, arrays
+from .docs import check_docstring
+from .fresh import record_answer, record_case
+from .training import (
+    COMPILED,
+    EAGER,
+    XLA,
+    check_compiled,
+    check_lowering,
+    check_resume,
+    state,
+    train,
+)
+
+# Batch statistics and ReLUs magnify rounding.
+TOL = 1e-3
+
 
 def check_model(name):
-    """Checks a registered model."""
-    from kzoo.zoo import registry
+    """Checks a registered model against every generic point of the contract.
 
-    registry.build(name)
+    Args:
+        name: The name it is registered by.
+    """
+    from kzoo.zoo import info
+
+    check_registration(name)
+    check_docstring(info(name).entry_point, "function")
+    with Check("build"):
+        subject = Subject(name)
+    check_build(subject)
+    check_save(subject)
+    check_training(subject)
+    check_mixed_precision(subject)
+    check_export(subject)
+    leave_for_other_backend(subject)
+
+
+class Subject:
+    """A registered classifier and small batches to train it with."""
+
+    def __init__(self, name):
+        from kzoo.zoo.predictive import classification
+
+        self.name = name
+        self.members, _ = classification(self.build())
+
+    def build(self, **overrides):
+        """A fresh model, whose weights are always the same."""
+        from kzoo.zoo import build
+
+        keras.utils.set_random_seed(0)
+        return build(self.name, **overrides)
+
+    def compiled(self, mode):
+        """A fresh compiled model."""
+        model = self.build()
+        model.compile(
+            keras.optimizers.SGD(0.01, momentum=0.9),
+            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+            **mode,
+        )
+        return model
+
+    def images(self, count, seed=0):
+        """Examples in the range that the data sets have."""
+        from kzoo.zoo import info
+
+        shape = (count, *info(self.name).input_shape)
+        numbers = np.random.default_rng(seed)
+        return numbers.integers(0, 17, shape).astype("float32")
+
+    def batches(self, count):
+        """Training batches, two rows a member."""
+        classes, found = self.build().output_shape[-1], []
+        for i in range(count):
+            x = self.images(2 * self.members, seed=i)
+            found.append((x, np.random.default_rng(i).integers(0, classes, len(x))))
+        return found
+
+
+def check_registration(name):
+    """The registry says what the model is."""
+    from kzoo.zoo import info, list_models
+
+    with Check("registration") as check:
+        found = info(name)
+        check.that(
+            name in list_models(), "expected list_models to name it", list_models()
+        )
+        check.equal("the registered name", found.name, name)
+        check.that(
+            found.description.endswith("."), "expected a sentence", found.description
+        )
+        check.that(
+            found.paper.startswith("https://"), "expected an address", found.paper
+        )
+
+
+def check_build(subject):
+    """It builds, by its own name or another; it refuses what it does not know."""
+    from kzoo.zoo import info
+
+    with Check("build") as check:
+        model = subject.build()
+        check.equal(
+            "the input's shape",
+            model.input_shape,
+            (None, *info(subject.name).input_shape),
+        )
+        check.that(
+            model.inputs[0].name.isidentifier()
+            and not model.inputs[0].name.startswith("keras_tensor"),
+            "expected an input with a name of its own",
+            model.inputs[0].name,
+        )
+        check.equal("the model's name", model.name, subject.name)
+        again = subject.build()
+        check.close("weights of two builds with one seed", again.weights, model.weights)
+        check.equal("the name, overridden", subject.build(name="other").name, "other")
+        try:
+            subject.build(no_such_argument=1)
+        except (TypeError, ValueError):
+            return
+        check.that(False, "expected an unknown argument to be refused", "a model")
+
+
+def check_save(subject):
+    """Saved and loaded, or cloned, it answers equally."""
+    model, x = subject.build(), subject.images(3)
+    with Check("save") as check:
+        file = session.get().folder / "model.keras"
+        model.save(file)
+        loaded = keras.saving.load_model(file)
+        check.close("outputs after loading", loaded.predict_on_batch(x), model(x), TOL)
+    with Check("clone") as check:
+        clone = keras.models.clone_model(model)
+        clone.set_weights(model.get_weights())
+        check.close("outputs after clone_model", clone(x), model(x), 1e-5)
+
+
+def check_training(subject):
+    """Training is the same eagerly, compiled, and after stopping; it lowers."""
+    with Check("compiled"):
+        data = subject.batches(2)
+    stops, modes = (1,), COMPILED if session.get().full else (XLA,)
+    folder = session.get().folder
+    eager = check_resume(subject.compiled, data, folder, stops, tol=1e-6)
+    check_compiled(subject.compiled, data, eager, TOL, modes)
+    with Check("lowering"):
+        model = subject.compiled(XLA)
+        model.optimizer.build(model.trainable_variables)
+    check_lowering(model, data[0])
+
+
+def check_mixed_precision(subject):
+    """Built under a mixed policy it trains, its weights in float32."""
+    policy = keras.config.dtype_policy()
+    for name in ("mixed_float16", "mixed_bfloat16"):
+        with Check("mixed precision") as check:
+            keras.config.set_dtype_policy(name)
+            try:
+                model = subject.compiled(EAGER)
+            finally:
+                keras.config.set_dtype_policy(policy)
+            for v in model.weights:
+                check.equal(f"the dtype of {v.path} under {name}", v.dtype, "float32")
+            x, y = subject.batches(1)[0]
+            check.close(
+                f"probabilities under {name}",
+                keras.ops.softmax(keras.ops.cast(model(x), "float32")),
+                keras.ops.softmax(subject.build()(x)),
+                0.1,
+            )
+            check.finite(f"losses under {name}", train(model, [(x, y)]))
+            check.finite(f"variables under {name}", state(model))
+
+
+def check_export(subject):
+    """Leaves the zoo's own export for the process at the session's end."""
+    if keras.backend.backend() != "tensorflow":
+        return
+    from kzoo.zoo.export import export
+    from kzoo.zoo.predictive import classification
+
+    with Check("export"):
+        folder = session.get().new("exports", subject.name)
+        model = subject.build()
+        made = export(model, folder / "base" / subject.name)
+        made.rename(folder / "saved_model")
+        predict = classification(model)[1]
+        for i, count in enumerate((1, 3)):
+            x = subject.images(count)
+            outputs = {k: arrays(v)[0] for k, v in predict(x).items()}
+            for signature in ("serving_default", "serving_xla"):
+                record_answer(
+                    folder, signature, i, {model.inputs[0].name: x}, outputs, 1e-5
+                )
+
+
+def leave_for_other_backend(subject):
+    """Leaves a case for the other backend."""
+    with Check("other backend"):
+        model, x = subject.compiled(EAGER), subject.images(3)
+        y = arrays(model(x, training=False))
+        record_case(
+            subject.name,
+            model,
+            [type(layer) for layer in model.layers],
+            outputs=(x, y),
+            steps=lambda: (data := subject.batches(2), train(model, data)),
+            tol=TOL,
+        )

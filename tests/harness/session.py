@@ -1,0 +1,39 @@
+"""What one test session gathers for the processes that run at its end."""
+
+import json
+import pathlib
+
+
+class Session:
+    """A folder of cases and whether the full cross product was asked for.
+
+    Args:
+        folder: Where exports and cases go; a temporary folder of pytest's.
+        full: Whether to run the full cross product (`--all`).
+    """
+
+    def __init__(self, folder, full=False):
+        self.folder = pathlib.Path(folder)
+        self.full = full
+        self.counts = {"exports": 0, "cases": 0}
+
+    def new(self, kind, name):
+        """Makes the folder of one more export or case."""
+        self.counts[kind] += 1
+        path = self.folder / kind / f"{self.counts[kind]:04d}_{name}"
+        path.mkdir(parents=True)
+        (path / "name.json").write_text(json.dumps(name))
+        return path
+
+
+current = None
+
+
+def get():
+    """The running session, which conftest sets."""
+    if current is None:
+        raise RuntimeError(
+            "expected tests/conftest.py to have set harness.session.current; "
+            "Received a call outside a pytest session"
+        )
+    return current

@@ -1,0 +1,157 @@
+"""Training a small model: eagerly, as a graph, under XLA, stopped and resumed."""
+
+import keras
+import numpy as np
+
+from .check import Check
+from .traces import count_compilers, count_traces
+
+EAGER = {"run_eagerly": True}
+GRAPH = {"jit_compile": False}
+XLA = {"jit_compile": True}
+
+# On JAX not compiling is running eagerly.
+COMPILED = (GRAPH, XLA) if keras.backend.backend() == "tensorflow" else (XLA,)
+
+
+def sgd():
+    """An optimizer with state whose steps are linear in the gradient."""
+    return keras.optimizers.SGD(0.05, momentum=0.9)
+
+
+def compile_model(model, optimizer, mode):
+    """Compiles a model with a mean squared error on each of its outputs."""
+    model.compile(optimizer, loss="mse", **mode)
+    return model
+
+
+def train(model, batches):
+    """Trains on each batch `(x, y)` or `(x, y, act)`; returns the losses.
+
+    `act(model)` runs before the step, as a callback's would.
+    """
+    losses = []
+    for x, y, *acts in batches:
+        for act in acts:
+            act(model)
+        losses.append(np.asarray(model.train_on_batch(x, y)).ravel()[0])
+    return losses
+
+
+def state(model):
+    """Everything a training step may read: weights, seeds, optimizer slots."""
+    values = [v.numpy() for v in model.variables]
+    optimizer = getattr(model, "optimizer", None)
+    # A model's variables hold no optimizer's.
+    return values + [v.numpy() for v in (optimizer.variables if optimizer else [])]
+
+
+def check_compiled(make, batches, eager, tol=1e-5, modes=COMPILED):
+    """Requires compiled steps to equal eager ones, and to be traced once.
+
+    Args:
+        make: A callable, compile arguments -> a fresh compiled model.
+        batches: What `train` takes.
+        eager: The pair (losses, state) of the same steps run eagerly.
+        tol: The tolerance.
+        modes: The compile arguments to compare.
+    """
+    for mode in modes:
+        name = " ".join(f"{k}={v}" for k, v in mode.items())
+        with Check("compiled") as check:
+            model = make(mode)
+            losses = train(model, batches[:1])
+        with count_traces() as traced, Check("compiled") as check:
+            losses += train(model, batches[1:])
+        with Check("compiled") as check:
+            check.close(f"losses with {name} and run eagerly", losses, eager[0], tol)
+            check.close(
+                f"variables after {len(batches)} steps with {name} and run eagerly",
+                state(model),
+                eager[1],
+                tol,
+            )
+        with Check("retracing") as check:
+            check.equal(
+                f"the number of functions traced with {name} after the first step",
+                len(traced),
+                0,
+            )
+    with Check("retracing") as check:
+        model = make(EAGER)
+        train(model, batches[:1])
+        with count_compilers() as made:
+            train(model, batches[1:2])
+        check.equal(
+            "the number of compiled functions made anew in a second eager step",
+            len(made),
+            0,
+        )
+
+
+def check_resume(make, batches, folder, stops, tol=1e-6):
+    """Requires stopping, saving, loading and going on to equal not stopping.
+
+    Returns:
+        The pair (losses, state) of the run that did not stop.
+    """
+    with Check("resume") as check:
+        model = make(EAGER)
+        losses, files = [], {}
+        for i, batch in enumerate(batches):
+            if i in stops:
+                files[i] = folder / f"stopped_{i}.keras"
+                model.save(files[i])
+            losses += train(model, [batch])
+        expected = state(model)
+    for stop, file in files.items():
+        with Check("save") as check:
+            again = keras.saving.load_model(file)
+            again.run_eagerly = True
+        with Check("resume") as check:
+            rest = train(again, batches[stop:])
+            check.close(
+                f"losses after resuming from step {stop}", rest, losses[stop:], tol
+            )
+            check.close(
+                f"variables after resuming from step {stop}",
+                state(again),
+                expected,
+                tol,
+            )
+    return losses, expected
+
+
+def check_lowering(model, batch):
+    """Requires a compiled model's training step to lower for TPU and CUDA."""
+    if keras.backend.backend() != "jax":
+        return
+    import jax
+
+    with Check("lowering") as check:
+        x, y, *_ = batch
+        now = [
+            [v.value for v in variables]
+            for variables in (
+                model.trainable_variables,
+                model.non_trainable_variables,
+                model.optimizer.variables,
+                model.metrics_variables,
+            )
+        ]
+        exported = jax.export.export(
+            jax.jit(model.train_step), platforms=("tpu", "cuda")
+        )(tuple(now), (x, y, None))
+        check.equal("the platforms", exported.platforms, ("tpu", "cuda"))
+
+
+def named_once(check, variables, what):
+    """Requires every variable to have a name of its own, given on purpose."""
+    paths = [v.path for v in variables]
+    check.that(len(set(paths)) == len(paths), f"expected {what} to be unique", paths)
+    for variable in variables:
+        check.that(
+            not variable.name.startswith("variable"),
+            f"expected every one of {what} to be named",
+            variable.path,
+        )
