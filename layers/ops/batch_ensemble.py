@@ -94,18 +94,20 @@ def _explain(ensemble_size):
 
 def _check_members(x, ensemble_size):
     """Returns x, once it is sure that its rows split into members."""
-    rows = ops.shape(x)[0]
+    rows, *rest = ops.shape(x)
     check_rows(rows, ensemble_size)
-    if x.shape[0] is not None or keras.backend.backend() != "tensorflow":
+    if isinstance(rows, int):
         return x
-    import tensorflow as tf
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
 
-    # XLA drops assertions, but then the reshape that follows fails to compile.
-    assertion = tf.debugging.assert_equal(
-        rows % ensemble_size, 0, message=_explain(ensemble_size)
-    )
-    with tf.control_dependencies([assertion]):
-        return tf.identity(x)
+        assertion = tf.debugging.assert_equal(
+            rows % ensemble_size, 0, message=_explain(ensemble_size)
+        )
+        with tf.control_dependencies([assertion]):
+            x = tf.identity(x)
+    # XLA drops assertions, but cannot compile this if the rows do not split.
+    return ops.reshape(ops.reshape(x, (ensemble_size, -1, *rest)), (rows, *rest))
 
 
 # The products run over [..., M, positions, C, (what follows the channels)]: with few

@@ -100,7 +100,7 @@ def random_sign(shape, seed, dtype=None):
     Raises:
         ValueError: If the dtype has no -1, or the seed or the shape cannot be used.
     """
-    dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
+    dtype = _dtype(dtype)
     if dtype == "bool" or dtype.startswith("uint"):
         raise ValueError(f"`dtype` must hold -1. Received: {dtype!r}")
     size = functools.reduce(operator.mul, _check_shape(shape), 1)
@@ -128,7 +128,7 @@ def bernoulli(shape, seed, probability=0.5, dtype=None):
         ValueError: If the seed or the shape cannot be used.
     """
     draws = uniform(shape, seed, "float32") < ops.cast(probability, "float32")
-    return ops.cast(draws, dtype or keras.config.floatx())
+    return ops.cast(draws, _dtype(dtype))
 
 
 def _central_normal(shape, seed, dtype, probability):
@@ -198,15 +198,20 @@ def _check_shape(shape):
     return tuple(shape)
 
 
-def _float_dtype(dtype):
+def _dtype(dtype):
     dtype = keras.backend.standardize_dtype(dtype or keras.config.floatx())
-    if dtype not in _SIGNIFICAND_BITS:
-        raise ValueError(
-            f"`dtype` must be one of {sorted(_SIGNIFICAND_BITS)}. Received: {dtype!r}"
-        )
-    if dtype == "float64" and keras.backend.backend() == "jax":
+    if keras.backend.backend() == "jax":
         import jax
 
-        # JAX has no float64 unless it is enabled.
+        # JAX has no 64-bit types unless they are enabled.
         return jax.dtypes.canonicalize_dtype(dtype).name
     return dtype
+
+
+def _float_dtype(dtype):
+    dtype = _dtype(dtype)
+    if dtype in _SIGNIFICAND_BITS:
+        return dtype
+    raise ValueError(
+        f"`dtype` must be one of {sorted(_SIGNIFICAND_BITS)}. Received: {dtype!r}"
+    )

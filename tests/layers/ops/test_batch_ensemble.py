@@ -1,0 +1,216 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from harness.backends import compiled, gradients
+from kzoo.layers.ops.batch_ensemble import (
+    batch_ensemble,
+    check_ensemble_size,
+    merge_members,
+    split_members,
+)
+
+M, B, IN, OUT = 3, 2, 5, 4
+rng = np.random.default_rng(0)
+
+
+def normal(*shape):
+    return rng.normal(size=shape).astype("float32")
+
+
+def fast_weights(rank=None):
+    lead = (M,) if rank is None else (rank, M)
+    return normal(*lead, IN), normal(*lead, OUT), normal(M, OUT)
+
+
+def explicit(x, kernel, alpha, gamma, bias):
+    """Each member's own kernel W ∘ (sum_k r s^T), its own rows, in float64."""
+    alpha, gamma = (
+        w.astype("float64").reshape(-1, M, w.shape[-1]) for w in (alpha, gamma)
+    )
+    rows = x.shape[0] // M
+    outputs = []
+    for m in range(M):
+        own = kernel * np.einsum("ki,kj->ij", alpha[:, m], gamma[:, m])
+        outputs.append(x[m * rows : (m + 1) * rows].astype("float64") @ own + bias[m])
+    return np.concatenate(outputs)
+
+
+def test_split_members_is_member_major():
+    x = np.arange(12).reshape(6, 2)
+    split = split_members(x, 3)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(split),
+        [[[0, 1], [2, 3]], [[4, 5], [6, 7]], [[8, 9], [10, 11]]],
+    )
+    np.testing.assert_array_equal(ops.convert_to_numpy(merge_members(split)), x)
+    # The order of a tiled batch: every member has the same rows.
+    tiled = split_members(np.tile(x, (4, 1)), 4)
+    for member in ops.convert_to_numpy(tiled):
+        np.testing.assert_array_equal(member, x)
+
+
+@pytest.mark.parametrize("rank", (None, 1, 3))
+@pytest.mark.parametrize("shape", ((), (7,), (2, 3)))
+def test_equals_explicit_kernels(rank, shape):
+    x, kernel = normal(M * B, *shape, IN), normal(IN, OUT)
+    alpha, gamma, bias = fast_weights(rank)
+    calls = []
+
+    def linear(x):
+        calls.append(tuple(x.shape))
+        return ops.matmul(x, kernel)
+
+    result = batch_ensemble(linear, x, alpha, gamma, bias)
+    bias = bias.reshape(M, *[1] * (len(shape) + 1), OUT)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(result),
+        explicit(x, kernel, alpha, gamma, bias),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+    # One call for all members and ranks.
+    assert calls == [((rank or 1) * M * B, *shape, IN)]
+
+
+def test_without_bias():
+    x, kernel = normal(M * B, IN), normal(IN, OUT)
+    alpha, gamma, bias = fast_weights()
+    result = batch_ensemble(lambda x: ops.matmul(x, kernel), x, alpha, gamma)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(result),
+        explicit(x, kernel, alpha, gamma, 0 * bias),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("rank", (None, 2))
+def test_channels_on_another_axis(rank):
+    x, kernel = normal(M * B, IN, 6, 7), normal(IN, OUT)
+    alpha, gamma, bias = fast_weights(rank)
+    first = batch_ensemble(
+        lambda x: ops.einsum("bihw,io->bohw", x, kernel), x, alpha, gamma, bias, axis=1
+    )
+    last = batch_ensemble(
+        lambda x: ops.matmul(x, kernel), x.transpose(0, 2, 3, 1), alpha, gamma, bias
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(first),
+        ops.convert_to_numpy(last).transpose(0, 3, 1, 2),
+        rtol=1e-4,
+        atol=1e-5,
+    )
+
+
+@pytest.mark.parametrize("rank", (None, 2))
+def test_gradients_equal_explicit_kernels(rank):
+    """By the chain rule from the gradients of each member's own kernel."""
+    x, kernel, out = normal(M * B, IN), normal(IN, OUT), normal(M * B, OUT)
+    alpha, gamma, bias = fast_weights(rank)
+
+    def loss(x, kernel, alpha, gamma, bias):
+        linear = lambda x: ops.matmul(x, kernel)  # noqa: E731
+        return ops.sum(batch_ensemble(linear, x, alpha, gamma, bias) * out)
+
+    found = gradients(loss, x, kernel, alpha, gamma, bias)
+    r, s = alpha.reshape(-1, M, IN), gamma.reshape(-1, M, OUT)
+    xs, outs = x.reshape(M, B, IN), out.reshape(M, B, OUT)
+    scale = np.einsum("kmi,kmo->mio", r, s)
+    own = np.einsum("mbi,mbo->mio", xs, outs)  # gradient of member m's kernel
+    expected = [
+        np.einsum("mbo,mio,io->mbi", outs, scale, kernel).reshape(x.shape),
+        np.einsum("mio,mio->io", own, scale),
+        np.einsum("mio,io,kmo->kmi", own, kernel, s).reshape(alpha.shape),
+        np.einsum("mio,io,kmi->kmo", own, kernel, r).reshape(gamma.shape),
+        outs.sum(1),
+    ]
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ("float16", "bfloat16"))
+def test_gradients_of_fast_weights_over_many_positions_in_half_precision(dtype):
+    """A sum of 20,000 equal terms stops growing if it is kept in half precision."""
+    positions = 20_000
+    x = ops.cast(np.full((2, positions, 1), 1 / 32, "float32"), dtype)
+    ones = [ops.ones((2, 1), dtype) + 0 for _ in range(3)]
+
+    def loss(alpha, gamma, bias):
+        y = batch_ensemble(lambda x: x, x, alpha, gamma, bias)
+        return ops.sum(ops.cast(y, "float32"))
+
+    for gradient, term in zip(gradients(loss, *ones), (1, 1, 32), strict=True):
+        np.testing.assert_allclose(
+            gradient.astype("float32"), term * positions / 32, rtol=0.01
+        )
+
+
+def test_equal_with_and_without_jit():
+    x, kernel = normal(M * B, 7, IN), normal(IN, OUT)
+    weights = fast_weights(2)
+
+    def function(x, *weights):
+        return batch_ensemble(lambda x: ops.matmul(x, kernel), x, *weights)
+
+    tensors = [ops.convert_to_tensor(a) for a in (x, *weights)]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(compiled(function)(*tensors)),
+        ops.convert_to_numpy(function(*tensors)),
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_rows_that_do_not_split():
+    message = "divisible by ensemble_size=3. Received: a batch of 7 rows"
+    with pytest.raises(ValueError, match=message):
+        split_members(np.zeros((7, 2)), 3)
+    with pytest.raises(ValueError, match=message):
+        batch_ensemble(lambda x: x, np.zeros((7, IN)), *fast_weights()[:2])
+
+
+@pytest.mark.tensorflow
+def test_rows_known_only_at_run_time():
+    import tensorflow as tf
+
+    alpha, gamma, bias = fast_weights()
+    kernel = normal(IN, OUT)
+
+    def layer(x):
+        return batch_ensemble(lambda x: ops.matmul(x, kernel), x, alpha, gamma, bias)
+
+    signature = [tf.TensorSpec([None, None, IN])]
+    graph = tf.function(layer, input_signature=signature)
+    assert graph.get_concrete_function().output_shapes.as_list() == [None, None, OUT]
+    x = normal(M * B, 7, IN)
+    np.testing.assert_allclose(graph(x), layer(x), rtol=1e-5, atol=1e-5)
+    split = tf.function(lambda x: split_members(x, M), input_signature=signature)
+    assert split.get_concrete_function().output_shapes.as_list() == [M, None, None, IN]
+    message = "divisible by ensemble_size=3"
+    for function in (graph, split):
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            function(normal(7, 3, IN))
+        # A number of elements that would split does not make the rows split.
+        with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+            function(normal(2, 3, IN))
+    # XLA has no assertions; the rows are refused all the same.
+    xla = tf.function(layer, input_signature=signature, jit_compile=True)
+    np.testing.assert_allclose(xla(x), layer(x), rtol=1e-5, atol=1e-5)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        xla(normal(7, 3, IN))  # though 7 * 3 is divisible by 3
+
+
+@pytest.mark.parametrize("size", (0, -1, 2.0, "2", None))
+def test_bad_ensemble_size(size):
+    with pytest.raises(ValueError, match="Received: ensemble_size="):
+        check_ensemble_size(size)
+
+
+def test_empty_batch():
+    alpha, gamma, bias = fast_weights()
+    x = np.zeros((0, IN), "float32")
+    y = batch_ensemble(lambda x: ops.matmul(x, normal(IN, OUT)), x, alpha, gamma, bias)
+    assert tuple(y.shape) == (0, OUT)
+    assert keras.backend.standardize_dtype(y.dtype) == "float32"
