@@ -1,0 +1,478 @@
+"""TensorFlow Serving's REST API over a small HTTP/1.1 server."""
+
+import json
+import logging
+import re
+import socket
+import socketserver
+import threading
+import time
+import urllib.parse
+import zlib
+from http.server import BaseHTTPRequestHandler
+
+from google.protobuf import json_format
+from tensorflow.core.framework.types_pb2 import DataType
+
+from . import tensors
+from .status import HTTP_STATUS, Code, ServingError, invalid
+
+LOG = logging.getLogger("kzoo.serving")
+
+_MODEL = r"/([^/:]+)"
+_VERSION = r"(?:/(?i:versions)/([0-9]+)|/(?i:labels)/([^/:]+))?"
+POST_PATH = re.compile(rf"(?i:/v1/models){_MODEL}{_VERSION}:(classify|regress|predict)")
+GET_PATH = re.compile(rf"(?i:/v1/models)(?:{_MODEL})?{_VERSION}(?:/(?i:(metadata)))?")
+API_PATH = re.compile(r"(?i:/v1/).*", re.DOTALL)
+INT64_MAX = 2**63 - 1
+
+IDLE_SECONDS = 60
+LINGER_SECONDS = 2
+MAX_CONNECTIONS = 256
+METHODS = {
+    "classify": "tensorflow/serving/classify",
+    "regress": "tensorflow/serving/regress",
+}
+
+
+class _TooLarge(ServingError):
+    """TensorFlow Serving has no limit; HTTP's own status for this is 413."""
+
+    def __init__(self, limit):
+        message = f"Expected a request of at most {limit} bytes"
+        super().__init__(Code.RESOURCE_EXHAUSTED, message)
+
+
+class RestServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """Answers REST requests, one thread a connection.
+
+    Args:
+        core: The Server whose models it serves.
+        host: The address to listen on.
+        port: The port; 0 for a free one, then found in `port`.
+        threads: How many requests are worked on at once.
+
+    Raises:
+        OSError: The address cannot be listened on.
+    """
+
+    allow_reuse_address = True
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, core, host, port, threads):
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.core = core
+        self.workers = threading.BoundedSemaphore(threads)
+        self.stopping = False
+        self._connections = set()
+        self._changed = threading.Condition()
+        super().__init__((host, port), _Handler)
+        self.port = self.server_address[1]
+        self._thread = threading.Thread(
+            target=self.serve_forever, args=(0.05,), name="kzoo-rest", daemon=True
+        )
+
+    def start(self):
+        """Starts to accept connections."""
+        self._thread.start()
+
+    def stop(self, grace):
+        """Stops: no new connection, and `grace` seconds for requests under way.
+
+        Args:
+            grace: Seconds; connections still busy then are cut.
+        """
+        self.stopping = True
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+        self._hang_up(socket.SHUT_RD)  # ends idle ones; a busy one may still answer
+        with self._changed:
+            self._changed.wait_for(lambda: not self._connections, timeout=grace)
+        self._hang_up(socket.SHUT_RDWR)
+
+    def process_request(self, request, client_address):
+        """Starts a connection's thread, or refuses it when there are too many."""
+        with self._changed:
+            full = len(self._connections) >= MAX_CONNECTIONS
+            if not full:
+                self._connections.add(request)
+        if full:
+            _refuse(request)
+            super().shutdown_request(request)
+        else:
+            super().process_request(request, client_address)
+
+    def shutdown_request(self, request):
+        """Closes a connection."""
+        super().shutdown_request(request)
+        with self._changed:
+            self._connections.discard(request)
+            self._changed.notify_all()
+
+    def handle_error(self, request, client_address):
+        """Logs what a connection's thread raised; the server goes on."""
+        LOG.debug("connection from %s ended", client_address, exc_info=True)
+
+    def server_close(self):
+        """Closes the listening socket; threads are waited for in `stop`."""
+        self.socket.close()
+
+    def _hang_up(self, how):
+        with self._changed:
+            connections = list(self._connections)
+        for connection in connections:
+            try:
+                connection.shutdown(how)
+            except OSError:  # the client was first
+                LOG.debug("a connection was already closed")
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "kzoo"
+    sys_version = ""
+    timeout = IDLE_SECONDS
+    # An answer is one write; waiting to fill a packet costs 40 ms.
+    disable_nagle_algorithm = True
+    wbufsize = -1
+
+    def _serve(self):
+        try:
+            body = self._body()
+        except ServingError as error:
+            self._answer_error(error, close=True)
+            return
+        try:
+            with self.server.workers:
+                answer = self._route(body)
+        except ServingError as error:
+            self._answer_error(error)
+        except Exception as error:
+            # A defect of this server must not end it.
+            LOG.exception("%s %s failed", self.command, self.path)
+            self._answer_error(ServingError(Code.INTERNAL, type(error).__name__))
+        else:
+            self._answer(200, answer)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _serve
+
+    def _route(self, body):
+        """The answer to a request, as something for `json.dumps`."""
+        core, path = self.server.core, self.path
+        if re.match("https?://", path):
+            path = urllib.parse.urlsplit(path).path
+        path = path.partition("?")[0]
+        if not API_PATH.fullmatch(path):
+            raise ServingError(Code.NOT_FOUND, f"Not found: {path}")
+        pattern = {"POST": POST_PATH, "GET": GET_PATH}.get(self.command)
+        match = pattern and pattern.fullmatch(path)
+        if not match:
+            raise invalid(f"Malformed request: {self.command} {path}")
+        name, version, label, what = match.groups()
+        if name is None:
+            raise invalid("Missing model name in request.")
+        name, label = _unquoted(name), label and _unquoted(label)
+        if version is not None:
+            # Longer than any int64, and int() of it might take long.
+            if len(version) > 19 or int(version) > INT64_MAX:
+                raise invalid(f"Failed to convert version: {version[:40]} to numeric.")
+            version = int(version)
+        if self.command == "GET":
+            if what:
+                return _metadata(core, name, version, label)
+            return _status(core, name, version, label)
+        if what == "predict":
+            return _predict(core, name, version, label, body)
+        return _classify(core, name, version, label, body, METHODS[what])
+
+    def _body(self):
+        """Reads the request's body, never more than the limit."""
+        limit = self.server.core.max_request_bytes
+        chunked = self.headers.get_all("Transfer-Encoding", [])
+        length = self._length()
+        if chunked:
+            if self.headers.get("Content-Length") is not None:
+                raise invalid("Expected one of Content-Length and Transfer-Encoding")
+            if [value.strip().lower() for value in chunked] != ["chunked"]:
+                raise ServingError(
+                    Code.UNIMPLEMENTED, f"Transfer-Encoding: {chunked[0][:40]}"
+                )
+            body = self._chunks(limit)
+        else:
+            if length > limit:
+                raise _TooLarge(limit)
+            body = self.rfile.read(length)
+            if len(body) < length:
+                raise invalid(f"Expected {length} bytes. Received: {len(body)}")
+        if self.headers.get("Content-Encoding", "").strip().lower() == "gzip":
+            body = _unzipped(body, limit)
+        return body
+
+    def _length(self):
+        lengths = set(self.headers.get_all("Content-Length", ["0"]))
+        text = lengths.pop()
+        if lengths or not re.fullmatch("[0-9]{1,18}", text.strip(" \t")):
+            raise invalid(f"Expected one Content-Length. Received: {text[:40]!r}")
+        return int(text)
+
+    def _chunks(self, limit):
+        body = bytearray()
+        while True:
+            line = self.rfile.readline(1024)
+            size = re.fullmatch(rb"([0-9a-fA-F]{1,15})[ \t]*(;[^\n]*)?\r?\n", line)
+            if not size:
+                raise invalid("Expected a chunk's size")
+            size = int(size[1], 16)
+            if len(body) + size > limit:
+                raise _TooLarge(limit)
+            if size == 0:
+                break
+            chunk = self.rfile.read(size)
+            if len(chunk) < size or self.rfile.readline(3) not in (b"\r\n", b"\n"):
+                raise invalid("Expected a whole chunk")
+            body += chunk
+        for _ in range(100):  # trailers mean nothing here
+            if self.rfile.readline(65537) in (b"\r\n", b"\n", b""):
+                return bytes(body)
+        raise invalid("Expected fewer trailers")
+
+    def handle_expect_100(self):
+        """Asks for the body only when it will be read."""
+        try:
+            if self._length() > self.server.core.max_request_bytes:
+                raise _TooLarge(self.server.core.max_request_bytes)
+        except ServingError as error:
+            self._answer_error(error, close=True)
+            return False
+        self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        self.wfile.flush()
+        return True
+
+    def _answer_error(self, error, close=False):
+        status = 413 if isinstance(error, _TooLarge) else HTTP_STATUS[error.code]
+        self._answer(status, {"error": error.message}, close)
+
+    def _answer(self, status, answer, close=False):
+        body = json.dumps(answer).encode()
+        close = close or self.close_connection or self.server.stopping
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        if close:
+            self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+        self.wfile.flush()
+        if close:
+            self.close_connection = True
+        if close and not self.server.stopping:
+            self._linger()
+
+    def _linger(self):
+        """Reads on for a moment: closing with unread bytes would cut off the answer."""
+        self.connection.shutdown(socket.SHUT_WR)
+        self.connection.settimeout(LINGER_SECONDS)
+        end = time.monotonic() + LINGER_SECONDS
+        while time.monotonic() < end and self.connection.recv(1 << 16):
+            pass
+
+    def send_error(self, code, message=None, explain=None):
+        """Answers what is not HTTP; called by the base class."""
+        self.close_connection = True
+        if not hasattr(self, "command"):
+            self.command = None
+        if self.request_version == "HTTP/0.9":  # or send_response writes no header
+            self.request_version = "HTTP/1.0"
+        self._answer(code, {"error": message or "Malformed request"}, close=True)
+
+    def log_message(self, format, *args):
+        """Logs a request."""
+        LOG.debug("%s %s", self.client_address[0], format % args)
+
+
+def _predict(core, name, version, label, body):
+    document, infinities = tensors.parse(body)
+    signature_name = document.get("signature_name", "")
+    if not isinstance(signature_name, str):
+        raise invalid("'signature_name' key must be a string value.")
+    with core.lend(name, version, label) as (_, servable):
+        signature = _signature(servable, signature_name)
+        row = "instances" in document
+        if row == ("inputs" in document):
+            raise invalid(
+                "Not formatted correctly expecting only one of 'inputs' or "
+                "'instances' keys to exist"
+                if row
+                else "Missing 'inputs' or 'instances' key"
+            )
+        if not signature.inputs:
+            raise invalid(f"Failed to get input map for signature: {signature_name}")
+        if row:
+            values = _rows(document["instances"], sorted(signature.inputs))
+        else:
+            values = _columns(document["inputs"], sorted(signature.inputs))
+        inputs = {
+            key: tensors.from_json(
+                value, DataType.Name(signature.inputs[key].dtype), key
+            )
+            for key, value in values.items()
+        }
+        if tensors.count_infinities(inputs.values()) > infinities:
+            raise invalid("JSON Parse error: Number too big to be stored in double")
+        outputs = servable.predict(inputs, signature_name, timeout=core.timeout)
+    return _row_answer(outputs) if row else _column_answer(outputs)
+
+
+def _signature(servable, name):
+    try:
+        return servable.signature(name)
+    except ServingError as error:
+        raise invalid(error.message) from None
+
+
+def _rows(instances, names):
+    """{input: list of its values} of the row format."""
+    if not isinstance(instances, list) or not instances:
+        raise invalid("Expecting 'instances' to be a list/array with values")
+
+    def is_object(value):
+        return isinstance(value, dict) and not tensors.is_base64(value)
+
+    objects = is_object(instances[0])
+    for item, value in enumerate(instances):
+        if is_object(value) != objects:
+            raise invalid(
+                "Expecting only objects or only values/lists, but got another at item "
+                f"{item} of input list"
+            )
+        if objects and value.keys() != set(names):
+            raise invalid(
+                f"Failed to process element: {item} of 'instances' list. JSON object "
+                f"keys must be equal to: {','.join(names)}"
+            )
+    if objects:
+        return {name: [value[name] for value in instances] for name in names}
+    if len(names) > 1:
+        raise invalid(
+            "instances is a plain list, but expecting list of objects as multiple "
+            f"input tensors are required: {','.join(names)}"
+        )
+    return {names[0]: instances}
+
+
+def _columns(inputs, names):
+    """{input: its value} of the column format."""
+    if isinstance(inputs, dict) and not tensors.is_base64(inputs):
+        missing = sorted(set(names) - inputs.keys())
+        extra = sorted(inputs.keys() - set(names))
+        if missing:
+            raise invalid(f"Missing named input: {missing[0]} in 'inputs' object.")
+        if extra:
+            raise invalid(
+                f"JSON object: does not have named input: {extra[0]}. Expected: "
+                f"{','.join(names)}"
+            )
+        return inputs
+    if len(names) > 1:
+        raise invalid(
+            "inputs is a plain value/list, but expecting an object as multiple input "
+            f"tensors are required: {','.join(names)}"
+        )
+    return {names[0]: inputs}
+
+
+def _row_answer(outputs):
+    sizes = {name: array.shape[:1] for name, array in outputs.items()}
+    if len(set(sizes.values())) != 1 or () in sizes.values():
+        raise invalid(
+            "Outputs have inconsistent batch sizes; ask in the column format "
+            f"('inputs'): { {name: list(size) for name, size in sizes.items()} }"
+        )
+    values = {name: tensors.to_json(array, name) for name, array in outputs.items()}
+    if len(values) == 1:
+        return {"predictions": next(iter(values.values()))}
+    rows = zip(*values.values(), strict=True)
+    return {"predictions": [dict(zip(values, row, strict=True)) for row in rows]}
+
+
+def _column_answer(outputs):
+    values = {name: tensors.to_json(array, name) for name, array in outputs.items()}
+    if len(values) == 1:
+        return {"outputs": next(iter(values.values()))}
+    return {"outputs": values}
+
+
+def _classify(core, name, version, label, body, method):
+    document, _ = tensors.parse(body)
+    signature_name = document.get("signature_name", "")
+    if not isinstance(signature_name, str):
+        raise invalid("'signature_name' key must be a string value.")
+    with core.lend(name, version, label) as (_, servable):
+        core.refuse_method(_signature(servable, signature_name), method)
+
+
+def _status(core, name, version, label):
+    return {
+        "model_version_status": [
+            {
+                "version": str(number),
+                "state": state.name,
+                "status": {"error_code": code.name, "error_message": message},
+            }
+            for number, state, code, message in core.status(name, version, label)
+        ]
+    }
+
+
+def _metadata(core, name, version, label):
+    with core.lend(name, version, label) as (number, servable):
+        signatures = {
+            key: json_format.MessageToDict(
+                signature,
+                preserving_proto_field_name=True,
+                always_print_fields_with_no_presence=True,
+            )
+            for key, signature in sorted(servable.meta_graph.signature_def.items())
+        }
+    return {
+        "model_spec": {"name": name, "signature_name": "", "version": str(number)},
+        "metadata": {"signature_def": {"signature_def": signatures}},
+    }
+
+
+def _unzipped(body, limit):
+    inflate = zlib.decompressobj(16 + zlib.MAX_WBITS)
+    try:
+        text = inflate.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise invalid(f"Expected gzip: {error}") from None
+    if len(text) > limit:
+        raise _TooLarge(limit)
+    if not inflate.eof or inflate.unused_data:
+        raise invalid("Expected one whole gzip member")
+    return text
+
+
+def _unquoted(text):
+    try:
+        return urllib.parse.unquote(text, errors="strict")
+    except UnicodeDecodeError:
+        raise invalid(f"Failed to decode: {text[:100]}") from None
+
+
+def _refuse(connection):
+    """Answers a connection that is one too many, in little time."""
+    answer = b'{"error": "too many connections"}'
+    connection.settimeout(0.1)
+    try:
+        connection.sendall(
+            b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+            b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(answer), answer)
+        )
+        connection.shutdown(socket.SHUT_WR)
+        connection.recv(1 << 16)  # unread bytes would cut off the answer
+    except OSError:
+        LOG.debug("a refused connection was already closed")
