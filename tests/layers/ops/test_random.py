@@ -198,6 +198,11 @@ def test_normal_has_tails():
 def test_bernoulli_probabilities():
     np.testing.assert_array_equal(numbers(random.bernoulli((1000,), 1, 0.0)), 0)
     np.testing.assert_array_equal(numbers(random.bernoulli((1000,), 1, 1.0)), 1)
+    # A uniform number u below p: never where p is that very u, always just above.
+    u = ops.convert_to_numpy(random.uniform((1000,), 1, "float32"))
+    np.testing.assert_array_equal(numbers(random.bernoulli((1000,), 1, u)), 0)
+    above = np.nextafter(u, np.float32(2))
+    np.testing.assert_array_equal(numbers(random.bernoulli((1000,), 1, above)), 1)
     probabilities = np.array([0.0, 0.1, 0.5, 0.9, 1.0], "float32")
     draws = numbers(random.bernoulli((N // 5, 5), 1, probabilities))
     for column, p in zip(draws.T, probabilities.astype("float64"), strict=True):
