@@ -1,0 +1,502 @@
+"""From a Keras model to a SavedModel that TensorFlow Serving can serve.
+
+export(model, "saved_models")  # writes saved_models/<model.name>/1/
+"""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+from pathlib import Path
+
+import keras
+import numpy as np
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+# The names that Keras counts up for inputs that were given none.
+UNNAMED = re.compile(r"(keras_tensor|input_layer)(_[0-9]+)?")
+VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
+HALF = ("float16", "bfloat16")
+# What a server must answer as the live model does: plainly; compiled, where XLA adds
+# in another order; compiled in half precision.
+TOLERANCE, XLA_TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-4, 3e-2
+
+
+def export(
+    model,
+    base_path,
+    version=None,
+    *,
+    name=None,
+    function=None,
+    example=None,
+    xla=True,
+    overwrite=False,
+):
+    """Writes a model as a SavedModel, in TensorFlow Serving's layout.
+
+    The folder `base_path/name/version/` has two signatures, `serving_default` and
+    `serving_xla`, which compute the same from the same variables; the second is
+    compiled by XLA and needs a server that was started with XLA. Inputs keep their
+    names and shapes: a batch of unknown size stays so. `float16` and `bfloat16` inputs
+    and outputs become float32, which every client can send and read. The folder also
+    holds warm-up requests for `serving_default`, which servers replay while loading.
+
+    The SavedModel is written where no server looks, loaded again, compared with the
+    live model, and then renamed into place: at any moment a server finds the whole of
+    it or nothing.
+
+    An input without a name is called by its place: `input`, or `input_0`, `input_1`
+    and so on.
+
+    Args:
+        model: A built Functional or Sequential `keras.Model`.
+        base_path: The folder of all models.
+        version: An integer; None for one more than the largest there is.
+        name: The model's name in requests. Defaults to `model.name`.
+        function: A function from the model's inputs, as the model takes them, to a
+            dict of tensors. The default is `kzoo.zoo.predictive.classification(model)`:
+            `probabilities`, `member_probabilities`, `predictive_entropy` and
+            `mutual_information` of a classifier that ends in logits `[B, C]`.
+        example: {input: array}, a valid batch, with which the SavedModel is compared
+            and warmed up. The default is drawn: floats uniform in [0, 1), zeros for
+            integers, empty strings, False.
+        xla: Whether to write `serving_xla` too. Models on strings cannot have it.
+        overwrite: Whether a version that is already there may be replaced.
+
+    Returns:
+        Path of the version's folder.
+
+    Raises:
+        ValueError: The model, or an argument, is not as described; the version is
+            there; the model needs an operation that a server should not run; or the
+            SavedModel does not answer as the model does.
+        RuntimeError: Keras does not run on TensorFlow.
+
+    Example:
+
+    >>> import keras, tempfile
+    >>> from kzoo.zoo.export import export
+    >>> image = keras.Input((4,), name="image")
+    >>> logits = keras.layers.Dense(3)(image)
+    >>> model = keras.Model(image, logits, name="tiny")
+    >>> if keras.backend.backend() == "tensorflow":
+    ...     path = export(model, tempfile.mkdtemp(), xla=False)
+    ...     assert path.parts[-2:] == ("tiny", "1")
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            "SavedModels are written on the TensorFlow backend. On another one save "
+            "the model with `model.save('model.keras')`; in a process with "
+            "KERAS_BACKEND=tensorflow load it with `keras.saving.load_model` and "
+            f"export it. Received: backend {keras.backend.backend()!r}"
+        )
+    name = model.name if name is None else name
+    if not isinstance(name, str) or not NAME.fullmatch(name) or name.isdigit():
+        raise ValueError(
+            "Expected a name of letters, digits, '_', '.' and '-', not a number. "
+            f"Received: name={name!r}"
+        )
+    if version is not None and not VERSION.fullmatch(str(version)):
+        raise ValueError(f"Expected an integer >= 0. Received: version={version!r}")
+    specs = _specs(model)
+    function = _classification(model) if function is None else function
+    example = _example(specs) if example is None else _checked(example, specs)
+
+    folder = Path(base_path) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    with _locked(folder):
+        _clear(folder)
+        target = folder / str(_version(folder, version, overwrite))
+        partial = folder / f".{target.name}.partial"
+        try:
+            _write(model, function, specs, example, xla, partial)
+            _place(partial, target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return target
+
+
+# What goes in and comes out.
+
+
+def _specs(model):
+    """{input name: TensorSpec}, in the order of `model.inputs`."""
+    import tensorflow as tf
+
+    inputs = getattr(model, "inputs", None)
+    if not inputs:
+        raise ValueError(
+            "Expected a built Functional or Sequential model, whose inputs are known. "
+            "Wrap another one: `x = keras.Input(..., name=...); "
+            f"keras.Model(x, model(x))`. Received: {type(model).__name__}"
+        )
+    specs = {}
+    for tensor, name in zip(inputs, _input_names(model), strict=True):
+        if getattr(tensor, "sparse", False) or getattr(tensor, "ragged", False):
+            raise ValueError(
+                f"Expected dense inputs, as requests hold. Received: {tensor}"
+            )
+        if not TENSOR_NAME.fullmatch(name):
+            raise ValueError(
+                "Expected input names of letters, digits and underscores. Received: "
+                f"{name!r}"
+            )
+        if name in specs:
+            raise ValueError(f"Expected distinct input names. Received: {name!r} twice")
+        dtype = "float32" if tensor.dtype in HALF else tensor.dtype
+        specs[name] = tf.TensorSpec(tensor.shape, dtype, name)
+    return specs
+
+
+def _input_names(model):
+    structure = _structure(model)
+    if isinstance(structure, dict):
+        return [path[-1] for path, _ in keras.tree.flatten_with_path(structure)]
+    given = [tensor.name for tensor in model.inputs]
+    places = [f"input_{i}" for i in range(len(given))]
+    if len(given) == 1:
+        places = ["input"]
+    return [
+        place if UNNAMED.fullmatch(name) else name
+        for name, place in zip(given, places, strict=True)
+    ]
+
+
+def _structure(model):
+    """The model's inputs as it takes them: a tensor, a list or a dict."""
+    return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+
+
+def _classification(model):
+    """The default function, of models that look like classifiers."""
+    from .predictive import classification
+
+    outputs = model.outputs
+    tensor = outputs[0]
+    if len(outputs) != 1 or len(tensor.shape) != 2 or (tensor.shape[1] or 0) < 2:
+        raise ValueError(
+            "Expected a classifier, with one output of logits [B, C], or an argument "
+            "`function` from the model's inputs to a dict of outputs, as `lambda x: "
+            f"{{'y': model(x, training=False)}}`. Received: outputs {outputs}"
+        )
+    return classification(model)[1]
+
+
+def _example(specs):
+    """A batch of two for the signature, the same each time."""
+    rng = np.random.default_rng(0)
+    example = {}
+    for name, spec in specs.items():
+        rest = [1 if size is None else size for size in spec.shape[1:]]
+        batch = spec.shape[:1].as_list() if spec.shape.rank else []
+        shape = [2 if size is None else size for size in batch] + rest
+        if spec.dtype.is_floating:
+            example[name] = rng.random(shape).astype(spec.dtype.as_numpy_dtype)
+        elif spec.dtype == "string":
+            example[name] = np.full(shape, b"", object)
+        else:
+            example[name] = np.zeros(shape, spec.dtype.as_numpy_dtype)
+    return example
+
+
+def _checked(example, specs):
+    if not isinstance(example, dict) or example.keys() != specs.keys():
+        raise ValueError(
+            f"Expected an example of the inputs {sorted(specs)}. Received: "
+            f"{sorted(example) if isinstance(example, dict) else type(example)}"
+        )
+    arrays = {}
+    for name, spec in specs.items():
+        array = np.asarray(example[name])
+        if spec.dtype == "string":
+            array = np.vectorize(_encoded, otypes=[object])(array)
+        array = array.astype(spec.dtype.as_numpy_dtype)
+        if not spec.shape.is_compatible_with(array.shape):
+            raise ValueError(
+                f"Expected an example of {name!r} of shape {spec.shape}. Received: "
+                f"shape {array.shape}"
+            )
+        arrays[name] = array
+    return arrays
+
+
+def _encoded(value):
+    return value.encode() if isinstance(value, str) else value
+
+
+# The SavedModel.
+
+
+def _write(model, function, specs, example, xla, path):
+    """Writes everything to `path` and checks it there."""
+    import tensorflow as tf
+
+    from .serving import graph
+
+    signatures = {"serving_default": _traced(model, function, specs, False)}
+    if xla:
+        signatures["serving_xla"] = _traced(model, function, specs, True)
+    module = tf.Module()
+    # Everything the signatures read, each once: weights, states of random seeds,
+    # tables. The model itself would bring its weights a second time. Their order is
+    # always the same, so that the same model gives the same files.
+    used = {v.ref() for f in signatures.values() for v in f.variables}
+    known = [v.value.ref() for v in model.variables if v.value.ref() in used]
+    others = sorted(used - set(known), key=lambda ref: ref.deref().name)
+    module.v = [ref.deref() for ref in known + others]
+    module.t = _tables(model)
+    options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+    tf.saved_model.save(module, os.fspath(path), signatures, options)
+    saved_model = graph.read(path)
+    forbidden = graph.forbidden_ops(saved_model)
+    if forbidden:
+        raise ValueError(
+            "The model uses operations that a server should not run: "
+            f"{', '.join(forbidden)}. (Reading a vocabulary from a file is one: give "
+            "the layer the list of words instead.)"
+        )
+    if graph.needs_xla(graph.serving_graph(saved_model), "serving_default"):
+        raise ValueError(
+            "The model compiles a part of itself with XLA (`jit_compile=True`), which "
+            "a server that was not started with XLA cannot run"
+        )
+    _fix_fingerprint(path)
+    _write_warmup(example, specs, path)
+    _verify(model, signatures, example, path)
+
+
+def _traced(model, function, specs, xla):
+    """The concrete function of a signature."""
+    import tensorflow as tf
+
+    structure = _structure(model)
+    dtypes = {n: t.dtype for n, t in zip(specs, model.inputs, strict=True)}
+
+    def serve(**inputs):
+        tensors = [
+            tf.cast(inputs[n], d) if d in HALF else inputs[n] for n, d in dtypes.items()
+        ]
+        outputs = function(keras.tree.pack_sequence_as(structure, tensors))
+        return _outputs(outputs)
+
+    # The signature's name, which profiles and stack traces show.
+    serve.__name__ = "serving_xla" if xla else "serving_default"
+    traced = tf.function(serve, autograph=False, jit_compile=xla or None)
+    return traced.get_concrete_function(**specs)
+
+
+def _outputs(outputs):
+    import tensorflow as tf
+
+    if not isinstance(outputs, dict) or not outputs:
+        raise ValueError(
+            f"Expected `function` to return a dict of tensors. Received: {outputs}"
+        )
+    result = {}
+    for name, value in outputs.items():
+        if not isinstance(name, str) or not TENSOR_NAME.fullmatch(name):
+            raise ValueError(
+                "Expected output names of letters, digits and underscores. Received: "
+                f"{name!r}"
+            )
+        if isinstance(value, dict | list | tuple | tf.RaggedTensor | tf.SparseTensor):
+            raise ValueError(
+                f"Expected a dense tensor as the output {name!r}. Received: {value}"
+            )
+        value = tf.convert_to_tensor(value)
+        result[name] = tf.cast(value, "float32") if value.dtype.name in HALF else value
+    return result
+
+
+def _tables(model):
+    """The lookup tables of a model's layers."""
+    import tensorflow as tf
+
+    resource = tf.saved_model.experimental.TrackableResource
+    return [
+        value
+        for layer in model._flatten_layers()
+        for value in vars(layer).values()
+        if isinstance(value, resource)
+    ]
+
+
+def _fix_fingerprint(path):
+    """Replaces the random part of the fingerprint by one made of the rest of it.
+
+    Then equal models, written by equal programs, are equal files.
+    """
+    from tensorflow.core.protobuf import fingerprint_pb2
+
+    file = path / "fingerprint.pb"
+    fingerprint = fingerprint_pb2.FingerprintDef.FromString(file.read_bytes())
+    fingerprint.uuid = ""
+    content = fingerprint.SerializeToString(deterministic=True)
+    digest = hashlib.sha256(content).digest()[:16]
+    fingerprint.uuid = str(int.from_bytes(digest, "big"))
+    file.write_bytes(fingerprint.SerializeToString(deterministic=True))
+
+
+def _write_warmup(example, specs, path):
+    """Writes requests of one example and of the whole batch."""
+    import tensorflow as tf
+
+    from .serving.servable import WARMUP_REQUESTS
+
+    requests = [example]
+    if all(spec.shape.rank and spec.shape[0] is None for spec in specs.values()):
+        requests.insert(0, {name: array[:1] for name, array in example.items()})
+    file = path / WARMUP_REQUESTS
+    file.parent.mkdir()
+    with tf.io.TFRecordWriter(os.fspath(file)) as writer:
+        for request in requests:
+            writer.write(_prediction_log(request))
+
+
+def _prediction_log(inputs):
+    """A PredictionLog protocol buffer that asks for `serving_default`.
+
+    Its few fields are written by hand, so that writing a model does not need the
+    package of TensorFlow Serving's protocol buffers.
+    """
+    import tensorflow as tf
+
+    request = _field(1, _field(3, b"serving_default"))  # model_spec.signature_name
+    for name, array in sorted(inputs.items()):
+        proto = tf.make_tensor_proto(array).SerializeToString(deterministic=True)
+        request += _field(2, _field(1, name.encode()) + _field(2, proto))  # inputs
+    return _field(6, _field(1, request))  # predict_log.request
+
+
+def _field(number, content):
+    """A length-delimited field of a protocol buffer."""
+    return _varint(number << 3 | 2) + _varint(len(content)) + content
+
+
+def _varint(value):
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)
+
+
+def _verify(model, signatures, example, path):
+    """Requires a server's session to answer as the live model does."""
+    import tensorflow as tf
+
+    from .serving.servable import Servable
+    from .serving.status import ServingError
+
+    half = any(layer.compute_dtype in HALF for layer in model._flatten_layers())
+    live = signatures["serving_default"]
+    # A random draw moves its seed on: both sides start from the seed as it is saved,
+    # and afterwards it is put back.
+    states = [(v, v.numpy()) for v in live.variables if not v.trainable]
+    tensors = {n: tf.constant(array) for n, array in example.items()}
+    for name in signatures:
+        tolerance = TOLERANCE
+        if name != "serving_default":
+            tolerance = HALF_TOLERANCE if half else XLA_TOLERANCE
+        try:
+            with contextlib.closing(Servable(path, xla=True)) as servable:
+                got = servable.predict(example, name)
+            expected = live(**tensors)
+        except (ServingError, tf.errors.OpError) as error:
+            raise ValueError(
+                f"The signature {name!r} does not run: {error}. Is `example` a batch "
+                "that the model can take"
+                + (
+                    "? If so, export with xla=False."
+                    if name != "serving_default"
+                    else "?"
+                )
+            ) from error
+        finally:
+            for variable, value in states:
+                variable.assign(value)
+        for key, value in expected.items():
+            _require_equal(f"{name}/{key}", got[key], value.numpy(), tolerance)
+
+
+def _require_equal(what, got, expected, tolerance):
+    same = got.shape == expected.shape
+    if same and expected.dtype.kind in "fc":
+        same = np.allclose(got, expected, tolerance, tolerance, equal_nan=True)
+    elif same:
+        same = np.array_equal(got, expected)
+    if not same:
+        raise ValueError(
+            f"The SavedModel's {what} differs from the model's by more than "
+            f"{tolerance}. Expected: {expected.ravel()[:8]}. Received: "
+            f"{got.ravel()[:8]}"
+        )
+
+
+# The folder.
+
+
+@contextlib.contextmanager
+def _locked(folder):
+    """Lets one process at a time write into a model's folder, downloads too."""
+    with open(folder / ".lock", "w") as handle:
+        # Released by the system when the process ends, however it ends.
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _clear(folder):
+    """Removes what a process that was killed has left. The lock must be held."""
+    for replaced in folder.glob(".*.replaced"):
+        target = folder / replaced.name[1 : -len(".replaced")]
+        if not target.exists():  # killed between the two renames of `_place`
+            os.rename(replaced, target)
+    for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.replaced")):
+        shutil.rmtree(leftover)
+
+
+def _version(folder, version, overwrite):
+    taken = [int(e.name) for e in folder.iterdir() if VERSION.fullmatch(e.name)]
+    if version is None:
+        return max(taken, default=0) + 1
+    if int(version) in taken and not overwrite:
+        raise ValueError(
+            f"{folder / str(version)} is already there. Expected another version, None "
+            "for the next one, or overwrite=True to replace it. Received: "
+            f"version={version}"
+        )
+    return int(version)
+
+
+def _place(partial, target):
+    """Gives a finished folder its name, in one step where the system can."""
+    if not target.exists():
+        os.rename(partial, target)
+    elif _exchange(partial, target):
+        shutil.rmtree(partial)
+    else:
+        replaced = target.parent / f".{target.name}.replaced"
+        os.rename(target, replaced)
+        os.rename(partial, target)
+        shutil.rmtree(replaced)
+
+
+def _exchange(one, other):
+    """Swaps two names at once; returns whether this system and file system can."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    if rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
+        return True
+    code = ctypes.get_errno()
+    if code in (errno.ENOSYS, errno.EINVAL):
+        return False
+    raise OSError(code, os.strerror(code), os.fspath(other))
