@@ -1,5 +1,6 @@
 """A client of this project's server and of TensorFlow Serving, over REST and gRPC."""
 
+import contextlib
 import http.client
 import json
 import urllib.parse
@@ -179,7 +180,9 @@ class RestClient(_Client):
         path = self._url.path.rstrip("/") + path
         headers = {"Content-Type": "application/json"}
         try:
-            connection.request(method, path, body, headers)
+            # A server may refuse a body before it has all of it.
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body, headers)
             response = connection.getresponse()
             text = response.read()
         except TimeoutError:
