@@ -126,6 +126,8 @@ def check_other_backend(where=None):
 def ask(name, where, kind, script, environment):
     """Runs a script over all cases of a kind; requires every one to be answered."""
     with Check(name) as check:
+        written = sorted(path.name for path in (where.folder / kind).iterdir())
+        check.equal("the number of cases", len(written), where.counts[kind])
         answers = where.folder / f"{kind}.json"
         done = subprocess.run(
             [sys.executable, HERE / script, where.folder / kind, answers],
@@ -139,8 +141,6 @@ def ask(name, where, kind, script, environment):
             done.returncode == 0, f"expected {script} to run", done.stderr[-3000:]
         )
         found = json.loads(answers.read_text())
-        written = sorted(path.name for path in (where.folder / kind).iterdir())
-        check.equal("the number of cases", len(written), where.counts[kind])
         check.equal("the cases that were answered", sorted(found), written)
         wrong = {case: error for case, error in found.items() if error is not None}
         if wrong:

@@ -14,11 +14,13 @@ from .docs import check_docstring
 from .fresh import record_case, record_export
 from .training import (
     EAGER,
+    QUICK,
     XLA,
     check_compiled,
     check_lowering,
     check_resume,
     compile_model,
+    forward,
     named_once,
     sgd,
     train,
@@ -64,8 +66,7 @@ def check_layer(
     check_mask(layer)
     check_save(layer)
     check_training(layer)
-    for policy in ("mixed_float16", "mixed_bfloat16"):
-        check_mixed_precision(layer, policy)
+    check_mixed_precision(layer)
     check_float64(layer)
     leave_for_fresh_processes(layer)
 
@@ -82,6 +83,8 @@ class Subject:
         self.tol = tol
         self.is_float = keras.backend.is_float_dtype(input_dtype)
         self.takes_training = "training" in inspect.signature(cls.call).parameters
+        # The values of `training` that may make a difference.
+        self.modes = (False, True) if self.takes_training else (False,)
 
     def make(self, **overrides):
         """A new layer, its arguments copied so that no state can be shared."""
@@ -152,15 +155,19 @@ class Subject:
         return keras.Model(inputs, outputs)
 
     def batches(self, count=STEPS):
-        """Training batches for the model."""
+        """Training batches for the model.
+
+        One row of targets serves all rows of outputs: these may be more in
+        inference than in training, and Keras on JAX looks at both.
+        """
         layer, found = self.built(), []
         for i in range(count):
             x = self.inputs(seed=i + 1)
             numbers = np.random.default_rng(i)
             y = keras.tree.map_structure(
-                lambda t, numbers=numbers: numbers.normal(size=t.shape).astype(
-                    "float32"
-                ),
+                lambda t, numbers=numbers: numbers.normal(
+                    size=(1, *t.shape[1:])
+                ).astype("float32"),
                 self.call(layer, x, True),
             )
             found.append((x, y))
@@ -203,7 +210,7 @@ def check_build(subject):
         check.that(layer.built, "expected build to set `built`", layer.built)
         paths = [v.path for v in variables_of(layer)]
         subject.call(layer, subject.inputs(), False)
-        subject.call(layer, subject.inputs(seed=1, batch=2 * subject.batch), True)
+        subject.call(layer, subject.inputs(seed=1), True)
         check.equal(
             "the weights after two calls, all made by build,",
             [v.path.split("/")[-1] for v in variables_of(layer)],
@@ -216,7 +223,7 @@ def check_shape(subject):
     """Symbolic shapes and dtypes are those of real outputs."""
     with Check("shape") as check:
         layer = subject.built()
-        for training in (False, True) if subject.takes_training else (False,):
+        for training in subject.modes:
             real = keras.tree.flatten(subject.call(layer, subject.inputs(), training))
             for batch in (subject.batch, None):
                 symbols = subject.map_shapes(
@@ -275,7 +282,7 @@ def check_state(subject):
             "a call that drew from numpy's or Python's global generator",
         )
     with Check("state") as check:
-        for training in (False, True):
+        for training in subject.modes:
             start = values_of(layer)
             first = subject.call(layer, subject.inputs(), training)
             end = values_of(layer)
@@ -340,7 +347,7 @@ def check_batch_sizes(subject):
         smallest = smallest_batch(subject, layer)
         sizes = {smallest, subject.batch, 2 * subject.batch}
         for batch in sorted(sizes):
-            for training in (False, True):
+            for training in subject.modes:
                 outputs = subject.call(layer, subject.inputs(batch=batch), training)
                 check.finite(f"outputs of a batch of {batch}", outputs)
 
@@ -349,7 +356,7 @@ def smallest_batch(subject, layer):
     """The smallest batch size the layer does not refuse with a ValueError."""
     for batch in range(1, subject.batch):
         try:
-            for training in (False, True):
+            for training in subject.modes:
                 subject.call(layer, subject.inputs(batch=batch), training)
         except ValueError:
             continue
@@ -466,48 +473,60 @@ def check_inference(subject, model):
         )
 
 
-def check_mixed_precision(subject, policy):
+def check_mixed_precision(subject, policies=("mixed_float16", "mixed_bfloat16")):
     """Outputs in the compute dtype, variables in float32, a finite step."""
     if not subject.is_float:
         return
-    with Check("mixed precision") as check:
-        compute = policy.removeprefix("mixed_")
-        exact, mixed = subject.model(), subject.model(dtype=policy)
-        layer = mixed.get_layer("subject")
-        for v in layer.variables:
-            if "float" in v.dtype:
-                check.equal(f"the dtype of {v.path} under {policy}", v.dtype, "float32")
-        assign(mixed, values_of(exact))
-        x, y = subject.batches(1)[0]
-        for training in (False, True):
-            received = mixed(x, training=training)
-            expected = exact(x, training=training)
-            for r, e in zip(
-                keras.tree.flatten(received), keras.tree.flatten(expected), strict=True
+    with Check("mixed precision"):
+        exact = subject.model()
+        start, layer = values_of(exact), exact.get_layer("subject")
+        data, modes = subject.batches(1), subject.modes
+        outputs = [forward(exact, data[0][0], mode) for mode in modes]
+        random_modes = [draws(layer, subject, mode) for mode in (*modes, True)]
+        trainable = is_trainable(subject)
+        if trainable:
+            train(compile_model(exact, sgd(), QUICK), data)
+    for policy in policies:
+        with Check("mixed precision") as check:
+            compute = policy.removeprefix("mixed_")
+            mixed = subject.model(dtype=policy)
+            for v in mixed.variables:
+                if "float" in v.dtype:
+                    what = f"the dtype of {v.path} under {policy}"
+                    check.equal(what, v.dtype, "float32")
+            assign(mixed, start)
+            # A layer without autocast looks after its dtypes itself.
+            allowed = [compute] if layer.autocast else [compute, "float32"]
+            for mode, expected, drawn in zip(
+                modes, outputs, random_modes, strict=False
             ):
-                if "float" in str(e.dtype):
-                    # A layer without autocast looks after its dtypes itself.
-                    allowed = [compute] if layer.autocast else [compute, "float32"]
+                received = forward(mixed, data[0][0], mode)
+                what = f"outputs under {policy} (training={mode})"
+                for r, e in flat_pairs(received, expected):
                     check.that(
-                        keras.backend.standardize_dtype(r.dtype) in allowed,
-                        f"expected the dtype of outputs under {policy} in {allowed}",
+                        "float" not in str(e.dtype)
+                        or keras.backend.standardize_dtype(r.dtype) in allowed,
+                        f"expected the dtype of {what} to be one of {allowed}",
                         r.dtype,
                     )
-            check.finite(f"outputs under {policy}", received)
-            if not draws(layer, subject, training):
-                what = f"outputs under {policy}"
-                check.close(what, received, expected, LOW[compute])
-        if not is_trainable(subject):
-            return
-        scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=16.0)
-        compile_model(mixed, scaled, EAGER)
-        compile_model(exact, sgd(), EAGER)
-        check.finite(f"loss under {policy}", train(mixed, [(x, y)]))
-        train(exact, [(x, y)])
-        what = f"weights after a training step under {policy}"
-        check.finite(what, mixed.weights)
-        if not draws(layer, subject, True):
-            check.close(what, mixed.weights, exact.weights, LOW[compute])
+                check.finite(what, received)
+                if not drawn:
+                    check.close(what, received, expected, LOW[compute])
+            if not trainable:
+                continue
+            scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=16.0)
+            check.finite(
+                f"loss under {policy}", train(compile_model(mixed, scaled, QUICK), data)
+            )
+            what = f"weights after a training step under {policy}"
+            check.finite(what, mixed.weights)
+            if not random_modes[-1]:
+                check.close(what, mixed.weights, exact.weights, LOW[compute])
+
+
+def flat_pairs(a, b):
+    """Pairs of the leaves of two structures."""
+    return zip(keras.tree.flatten(a), keras.tree.flatten(b), strict=True)
 
 
 LOW = {"float16": 1e-2, "bfloat16": 1e-1}
@@ -522,11 +541,7 @@ def check_float64(subject):
         assign(double, values_of(exact))
         x = subject.inputs()
         outputs = double(x, training=False)
-        for r, e in zip(
-            keras.tree.flatten(outputs),
-            keras.tree.flatten(exact(x, training=False)),
-            strict=True,
-        ):
+        for r, e in flat_pairs(outputs, exact(x, training=False)):
             if "float" in str(e.dtype):
                 check.equal(
                     "the dtype of outputs under float64",

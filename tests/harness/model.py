@@ -10,6 +10,7 @@ from .fresh import record_answer, record_case
 from .training import (
     COMPILED,
     EAGER,
+    QUICK,
     XLA,
     check_compiled,
     check_lowering,
@@ -166,7 +167,7 @@ def check_mixed_precision(subject):
         with Check("mixed precision") as check:
             keras.config.set_dtype_policy(name)
             try:
-                model = subject.compiled(EAGER)
+                model = subject.compiled(QUICK)
             finally:
                 keras.config.set_dtype_policy(policy)
             for v in model.weights:

@@ -13,6 +13,7 @@ from .fresh import record_case
 from .training import (
     COMPILED,
     EAGER,
+    QUICK,
     XLA,
     check_compiled,
     check_lowering,
@@ -208,6 +209,11 @@ def check_learning_rate(make):
                 float(optimizer.learning_rate),
                 0.125,
             )
+            check.that(
+                differ(apply(optimizer, gradients(1)), apply(make(), gradients(1))),
+                "expected another learning rate to give other variables",
+                "the same variables",
+            )
     with Check("schedule") as check:
         schedule = keras.optimizers.schedules.ExponentialDecay(0.1, 2, 0.5)
         config = keras.optimizers.schedules.serialize(schedule)
@@ -329,7 +335,7 @@ def check_loss_scale(make):
     for policy in ("mixed_float16", "mixed_bfloat16"):
         with Check("mixed precision") as check:
             first = new_model(policy).get_weights()
-            for mode in (EAGER, XLA) if session.get().full else (EAGER,):
+            for mode in (EAGER, XLA) if session.get().full else (QUICK,):
                 model = maker(scaled, policy)(mode)
                 losses = train(model, batches())
                 check.finite(f"losses and variables under {policy}", state(model))

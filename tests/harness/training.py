@@ -13,6 +13,9 @@ XLA = {"jit_compile": True}
 # On JAX not compiling is running eagerly.
 COMPILED = (GRAPH, XLA) if keras.backend.backend() == "tensorflow" else (XLA,)
 
+# For a step or two: JAX run eagerly compiles every single operation.
+QUICK = EAGER if keras.backend.backend() == "tensorflow" else XLA
+
 
 def sgd():
     """An optimizer with state whose steps are linear in the gradient."""
@@ -36,6 +39,21 @@ def train(model, batches):
             act(model)
         losses.append(np.asarray(model.train_on_batch(x, y)).ravel()[0])
     return losses
+
+
+def forward(model, x, training):
+    """A model's outputs, with as little compiling as the backend allows."""
+    if keras.backend.backend() == "tensorflow":
+        return model(x, training=training)
+    import jax
+
+    trainable, other = model.trainable_variables, model.non_trainable_variables
+    outputs, updated = jax.jit(model.stateless_call, static_argnames="training")(
+        [v.value for v in trainable], [v.value for v in other], x, training=training
+    )
+    for variable, value in zip(other, updated, strict=True):
+        variable.assign(value)
+    return outputs
 
 
 def state(model):

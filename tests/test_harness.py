@@ -1,0 +1,942 @@
+"""The harness bites: wrong components, each refused by the check it breaks."""
+
+import inspect
+import random
+import shutil
+import types
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import harness
+from harness import fresh
+from harness import session as harness_session
+from kzoo.layers.ops import random as kzoo_random
+
+BACKEND = keras.backend.backend()
+
+
+def register(cls):
+    """Registers a toy as if it were the package's own."""
+    return keras.saving.register_keras_serializable(package="kzoo")(cls)
+
+
+@pytest.fixture(autouse=True)
+def own_session(tmp_path, monkeypatch):
+    """What the toys leave must not reach the real session's fresh processes."""
+    mine = harness_session.Session(tmp_path)
+    monkeypatch.setattr(harness_session, "current", mine)
+    return mine
+
+
+# --- layers -----------------------------------------------------------------------
+
+
+@register
+class RightLayer(keras.layers.Layer):
+    """Multiplies by a kernel, with noise in training.
+
+    Reference: none.
+
+    Args:
+        units: Number of outputs.
+        rate: Standard deviation of the noise.
+        seed: Integer seed of the noise.
+        **kwargs: `keras.layers.Layer`'s arguments.
+
+    Call arguments:
+        inputs: Tensor `[B, n]`.
+        training: Whether to add noise.
+
+    Input shape:
+        `[B, n]`.
+
+    Output shape:
+        `[B, units]`.
+
+    Raises:
+        ValueError: Never.
+
+    Example:
+
+    >>> 1 + 1
+    2
+    """
+
+    def __init__(self, units, rate=0.1, seed=None, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.rate = rate
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.supports_masking = True
+
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            shape=(input_shape[-1], self.units), name="kernel"
+        )
+        self.built = True
+
+    def noise(self, x):
+        return kzoo_random.normal(ops.shape(x), self.seed_generator, x.dtype)
+
+    def call(self, inputs, training=False):
+        if training:
+            inputs = inputs * (1 + self.rate * self.noise(inputs))
+        return ops.matmul(inputs, self.kernel)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units)
+
+    # Keras does not save the state of a SeedGenerator.
+    def save_own_variables(self, store):
+        store["kernel"] = self.kernel
+        store["seed"] = self.seed_generator.state
+
+    def load_own_variables(self, store):
+        self.kernel.assign(store["kernel"])
+        self.seed_generator.state.assign(store["seed"])
+
+    def get_config(self):
+        config = {"units": self.units, "rate": self.rate, "seed": self.seed}
+        return {**super().get_config(), **config}
+
+
+def toy(cls):
+    """Registers a wrong toy, which has a right one's docstring."""
+    if cls.__doc__ is None:
+        cls.__doc__ = RightLayer.__doc__.replace(
+            "        **kwargs", "        kernel_initializer: Unused.\n        **kwargs"
+        )
+    return register(cls)
+
+
+@toy
+class ForgetsAnArgument(RightLayer):
+    def get_config(self):
+        config = super().get_config()
+        del config["rate"]
+        return config
+
+
+@toy
+class ChangesAnArgument(RightLayer):
+    def get_config(self):
+        return {**super().get_config(), "rate": 0.1}
+
+
+@toy
+class IgnoresAnObject(RightLayer):
+    def __init__(
+        self, units, rate=0.1, seed=None, kernel_initializer="zeros", **kwargs
+    ):
+        super().__init__(units, rate, seed, **kwargs)
+
+    def get_config(self):
+        zeros = keras.initializers.serialize(keras.initializers.Zeros())
+        return {**super().get_config(), "kernel_initializer": zeros}
+
+
+@toy
+class SpendsItsConfig(RightLayer):
+    @classmethod
+    def from_config(cls, config):
+        return cls(config.pop("units"), **config)
+
+
+@toy
+class WrongShape(RightLayer):
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[:-1], self.units + 1)
+
+
+@toy
+class WrongDtype(RightLayer):
+    def compute_output_spec(self, inputs, training=False):
+        shape = (*inputs.shape[:-1], self.units)
+        return keras.KerasTensor(shape, dtype="int32")
+
+
+@toy
+class AnswersInFloat32(RightLayer):
+    def call(self, inputs, training=False):
+        return ops.cast(super().call(inputs, training), "float32")
+
+
+@toy
+class KeepsHalfWeights(RightLayer):
+    def build(self, input_shape):
+        self.kernel = self.add_weight(
+            shape=(input_shape[-1], self.units), name="kernel", dtype=self.compute_dtype
+        )
+        self.built = True
+
+
+@toy
+class OverflowsInHalf(RightLayer):
+    def call(self, inputs, training=False):
+        return super().call(inputs * 1e5, training) / 1e5
+
+
+@toy
+class LosesDoublePrecision(RightLayer):
+    def call(self, inputs, training=False):
+        return ops.cast(ops.cast(super().call(inputs, training), "float32"), "float32")
+
+
+@toy
+class BuildsTooLate(RightLayer):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.late = None
+
+    def call(self, inputs, training=False):
+        if self.late is None:
+            self._tracker.unlock()
+            self.late = self.add_weight(shape=(), name="late")
+        return super().call(inputs, training) + self.late
+
+
+@toy
+class NamesNoWeight(RightLayer):
+    def build(self, input_shape):
+        self.kernel = self.add_weight(shape=(input_shape[-1], self.units))
+        self.built = True
+
+
+@toy
+class IgnoresItsSeed(RightLayer):
+    def __init__(self, units, rate=0.1, seed=None, **kwargs):
+        super().__init__(units, rate, seed, **kwargs)
+        self.seed_generator = keras.random.SeedGenerator(5)
+
+
+@toy
+class SeedsFromPython(RightLayer):
+    def __init__(self, units, rate=0.1, seed=None, **kwargs):
+        super().__init__(units, rate, seed, **kwargs)
+        self.seed_generator = keras.random.SeedGenerator(random.randrange(2**30))
+
+
+@toy
+class TakesNoSeed(keras.layers.Layer):
+    def __init__(self, units, rate=0.1, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+        self.rate = rate
+        self.generator = keras.random.SeedGenerator(1)
+
+    def call(self, inputs, training=False):
+        if training:
+            shape = ops.shape(inputs)
+            inputs += kzoo_random.normal(shape, self.generator, inputs.dtype)
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+
+@toy
+class DrawsFromNumpy(RightLayer):
+    def noise(self, x):
+        self.seed_generator.next()
+        return np.random.normal(size=x.shape).astype("float32")
+
+
+@toy
+class CountsInPython(RightLayer):
+    calls = 0
+
+    def call(self, inputs, training=False):
+        if training:
+            self._tracker.unlock()
+            self.calls += 1
+        return super().call(inputs * (1 + self.calls), training)
+
+
+@toy
+class HidesAVariable(RightLayer):
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.hidden = types.SimpleNamespace(count=keras.Variable(0.0, name="count"))
+
+    def call(self, inputs, training=False):
+        if training:
+            self.hidden.count.assign_add(1.0)
+        return super().call(inputs + self.hidden.count, training)
+
+
+@toy
+class SavesNoSeed(RightLayer):
+    def save_own_variables(self, store):
+        store["kernel"] = self.kernel
+
+    def load_own_variables(self, store):
+        self.kernel.assign(store["kernel"])
+
+
+@toy
+class SavesOldWeights(RightLayer):
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["kernel"] = self.kernel.numpy() + 1
+
+
+@toy
+class RefusesOneRow(RightLayer):
+    def call(self, inputs, training=False):
+        if inputs.shape[0] == 1:
+            raise TypeError("one row")
+        return super().call(inputs, training)
+
+
+@toy
+class NansOnOneRow(RightLayer):
+    def call(self, inputs, training=False):
+        rows = ops.cast(ops.shape(inputs)[0], inputs.dtype)
+        return super().call(inputs, training) + 0 * ops.log(rows - 1) * (rows - 1)
+
+
+@toy
+class LosesTheMask(RightLayer):
+    def compute_mask(self, inputs, previous_mask):
+        if previous_mask is None:
+            return None
+        return ops.concatenate([previous_mask, previous_mask], axis=0)
+
+
+@toy
+class DrawsWithKeras(RightLayer):
+    # Keras's own draws differ between XLA and other kernels on TensorFlow.
+    def noise(self, x):
+        return keras.random.normal(ops.shape(x), seed=self.seed_generator)
+
+
+@toy
+class NeedsValues(RightLayer):
+    def call(self, inputs, training=False):
+        if training and float(ops.convert_to_numpy(ops.sum(inputs))) > 1e6:
+            inputs = 2 * inputs
+        return super().call(inputs, training)
+
+    def compute_output_spec(self, inputs, training=False):
+        shape = (*inputs.shape[:-1], self.units)
+        return keras.KerasTensor(shape, dtype=inputs.dtype)
+
+
+@toy
+class DiffersCompiled(RightLayer):
+    def call(self, inputs, training=False):
+        return super().call(inputs, training) * (2.0 if is_traced(inputs) else 1.0)
+
+
+@toy
+class DiffersCompiledInInference(RightLayer):
+    def call(self, inputs, training=False):
+        wrong = not training and is_traced(inputs)
+        return super().call(inputs, training) * (2.0 if wrong else 1.0)
+
+
+def is_traced(x):
+    if BACKEND == "jax":
+        import jax
+
+        return isinstance(x, jax.core.Tracer)
+    import tensorflow as tf
+
+    return not tf.executing_eagerly()
+
+
+@toy
+class CompilesEachCall(RightLayer):
+    def call(self, inputs, training=False):
+        if BACKEND == "jax":
+            import jax
+
+            return jax.jit(lambda x: super(CompilesEachCall, self).call(x, training))(
+                inputs
+            )
+        import tensorflow as tf
+
+        return tf.function(
+            lambda x: super(CompilesEachCall, self).call(x, training), autograph=False
+        )(inputs)
+
+
+@toy
+class UsesTensorFlow(RightLayer):
+    def call(self, inputs, training=False):
+        import tensorflow as tf
+
+        return tf.identity(super().call(inputs, training))
+
+
+@toy
+class UsesJax(RightLayer):
+    def call(self, inputs, training=False):
+        import jax
+
+        return jax.lax.mul(super().call(inputs, training), 1.0)
+
+
+@toy
+class DiffersByBackend(RightLayer):
+    def call(self, inputs, training=False):
+        outputs = super().call(inputs, training)
+        return outputs * (2.0 if keras.backend.backend() == "jax" else 1.0)
+
+
+@toy
+class DiffersExported(RightLayer):
+    def call(self, inputs, training=False):
+        exported = any(frame.function == "record_export" for frame in inspect.stack())
+        wrong = exported and is_traced(inputs)
+        return super().call(inputs, training) * (2.0 if wrong else 1.0)
+
+
+@register
+class NoDocstring(RightLayer):
+    pass
+
+
+@register
+class NoSections(RightLayer):
+    """Multiplies by a kernel, with noise in training."""
+
+
+@register
+class NoArguments(RightLayer):
+    def __init__(self, units, rate=0.1, seed=None, **kwargs):
+        super().__init__(units, rate, seed, **kwargs)
+
+
+NoArguments.__doc__ = RightLayer.__doc__.replace("        rate:", "        speed:")
+
+
+@register
+class NoDoctest(RightLayer):
+    pass
+
+
+NoDoctest.__doc__ = RightLayer.__doc__.replace(">>>", "   ")
+
+
+class NotRegistered(RightLayer):
+    __doc__ = RightLayer.__doc__
+
+
+@keras.saving.register_keras_serializable(package="elsewhere")
+class RegisteredElsewhere(RightLayer):
+    __doc__ = RightLayer.__doc__
+
+
+def layer(cls):
+    init_kwargs = {"units": 3, "rate": 0.2, "seed": 1}
+    if cls is TakesNoSeed:
+        del init_kwargs["seed"]
+    if cls is IgnoresAnObject:
+        init_kwargs["kernel_initializer"] = keras.initializers.Ones()
+    harness.check_layer(cls, init_kwargs, (4, 5))
+
+
+WRONG_LAYERS = {
+    ForgetsAnArgument: "config",
+    ChangesAnArgument: "config",
+    IgnoresAnObject: "config",
+    SpendsItsConfig: "config",
+    WrongShape: "shape",
+    WrongDtype: "shape",
+    AnswersInFloat32: "mixed precision",
+    KeepsHalfWeights: "mixed precision",
+    OverflowsInHalf: "mixed precision",
+    BuildsTooLate: "build",
+    NamesNoWeight: "build",
+    IgnoresItsSeed: "seed",
+    SeedsFromPython: "seed",
+    TakesNoSeed: "seed",
+    DrawsFromNumpy: "seed",
+    CountsInPython: "state",
+    HidesAVariable: "state",
+    SavesNoSeed: "save",
+    SavesOldWeights: "save",
+    RefusesOneRow: "batch size",
+    NansOnOneRow: "batch size",
+    LosesTheMask: "mask",
+    NeedsValues: "compiled",
+    DiffersCompiled: "compiled",
+    DiffersCompiledInInference: "compiled",
+    CompilesEachCall: "retracing",
+    NoDocstring: "docstring",
+    NoSections: "docstring",
+    NoArguments: "docstring",
+    NoDoctest: "docstring",
+    NotRegistered: "registration",
+    RegisteredElsewhere: "registration",
+}
+if BACKEND == "tensorflow":
+    WRONG_LAYERS |= {DrawsWithKeras: "compiled"}
+
+
+def test_a_right_layer_passes(own_session):
+    layer(RightLayer)
+    assert own_session.counts["cases"] == 1
+    assert fresh.check_other_backend() == 1
+    if BACKEND == "tensorflow":
+        assert fresh.check_exports() == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "check"), WRONG_LAYERS.items(), ids=lambda v: getattr(v, "__name__", v)
+)
+def test_a_wrong_layer_is_refused(cls, check):
+    with pytest.raises(harness.ContractError) as caught:
+        layer(cls)
+    assert caught.value.check == check, caught.value
+
+
+def test_layers_of_one_backend_are_refused():
+    one_backend = UsesJax if BACKEND == "jax" else UsesTensorFlow
+    layer(one_backend)
+    layer(DiffersByBackend)
+    with pytest.raises(harness.ContractError) as caught:
+        fresh.check_other_backend()
+    assert caught.value.check == "other backend", caught.value
+    assert f"0001_{one_backend.__name__}: " in str(caught.value)
+    assert "0002_DiffersByBackend: " in str(caught.value)
+
+
+@pytest.mark.tensorflow
+def test_the_fresh_process_answers_every_question(own_session):
+    layer(DiffersExported)
+    layer(RightLayer)
+    folder = own_session.folder / "exports"
+    differs, right = sorted(folder.iterdir())
+    unasked, broken, other = (shutil.copytree(right, folder / n) for n in "abc")
+    own_session.counts["exports"] += 3
+    for question in unasked.glob("*.npz"):
+        question.unlink()
+    shutil.rmtree(broken / "saved_model")
+    values = dict(np.load(other / "serve.0.npz"))
+    values["outputs/output_0"] = values["outputs/output_0"] + 1e-3
+    np.savez(other / "serve.0.npz", **values)
+
+    with pytest.raises(harness.ContractError) as caught:
+        fresh.check_exports()
+    assert caught.value.check == "fresh process"
+    message = str(caught.value)
+    assert f"{differs.name}: serve.0.npz: output_0 differs by up to" in message
+    assert f"{unasked.name}: no question was recorded for it" in message
+    assert f"{broken.name}: " in message
+    assert f"{other.name}: serve.0.npz: output_0 differs by up to 0.001" in message
+    assert f"{right.name}: " not in message
+
+    shutil.rmtree(broken)
+    with pytest.raises(harness.ContractError, match="the number of cases to be 5"):
+        fresh.check_exports()
+
+
+def test_the_other_backend_repeats_every_case(own_session):
+    layer(RightLayer)
+    folder = own_session.folder / "cases"
+    (right,) = folder.iterdir()
+    unasked, other = (shutil.copytree(right, folder / n) for n in "ab")
+    own_session.counts["cases"] += 2
+    np.savez(unasked / "expected.npz", tol=1e-5, random=np.array([], "U"))
+    values = dict(np.load(other / "expected.npz"))
+    values["outputs/y/0"] = values["outputs/y/0"] + 1e-3
+    np.savez(other / "expected.npz", **values)
+    with pytest.raises(harness.ContractError) as caught:
+        fresh.check_other_backend()
+    message = str(caught.value)
+    assert f"{unasked.name}: ContractError: other backend: expected some" in message
+    assert f"{other.name}: ContractError: other backend: expected outputs" in message
+    assert f"{right.name}: " not in message
+
+
+# --- optimizers -------------------------------------------------------------------
+
+
+@register
+class RightOptimizer(keras.optimizers.Optimizer):
+    """Gradient descent with momentum.
+
+    Reference: none.
+
+    Args:
+        learning_rate: A number or schedule.
+        momentum: Decay of the velocity.
+        name: The optimizer's name.
+        **kwargs: `keras.optimizers.Optimizer`'s arguments.
+
+    Raises:
+        ValueError: Never.
+
+    Example:
+
+    >>> 1 + 1
+    2
+    """
+
+    def __init__(self, learning_rate=0.1, momentum=0.9, name="right", **kwargs):
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        self.momentum = momentum
+
+    def build(self, variables):
+        if self.built:
+            return
+        super().build(variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+    def update_step(self, gradient, variable, learning_rate):
+        velocity = self.velocities[self._get_variable_index(variable)]
+        gradient = ops.cast(gradient, variable.dtype)
+        self.assign(velocity, self.momentum * velocity - learning_rate * gradient)
+        self.assign_add(variable, velocity)
+
+    def get_config(self):
+        return {**super().get_config(), "momentum": self.momentum}
+
+
+def toy_of(base):
+    """Registers a wrong toy with the docstring of the right one."""
+
+    def decorate(cls):
+        cls.__doc__ = base.__doc__
+        return register(cls)
+
+    return decorate
+
+
+@toy_of(RightOptimizer)
+class OptimizerForgetsAnArgument(RightOptimizer):
+    def get_config(self):
+        config = super().get_config()
+        del config["momentum"]
+        return config
+
+
+@toy_of(RightOptimizer)
+class OptimizerBuildsTwice(RightOptimizer):
+    def build(self, variables):
+        keras.optimizers.Optimizer.build(self, variables)
+        self.velocities = self.add_optimizer_variables(variables, "velocity")
+
+
+@toy_of(RightOptimizer)
+class OptimizerForgetsASlot(RightOptimizer):
+    def save_own_variables(self, store):
+        for i, variable in enumerate(self.variables[:2]):
+            store[str(i)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        for i, variable in enumerate(self.variables[:2]):
+            variable.assign(store[str(i)])
+
+
+@toy_of(RightOptimizer)
+class OptimizerCountsInPython(RightOptimizer):
+    calls = 0
+
+    def update_step(self, gradient, variable, learning_rate):
+        self.__dict__["calls"] = self.calls + 1
+        super().update_step(gradient, variable, learning_rate / self.calls)
+
+
+@toy_of(RightOptimizer)
+class OptimizerHidesState(RightOptimizer):
+    def build(self, variables):
+        keras.optimizers.Optimizer.build(self, variables)
+        if not hasattr(self, "hidden"):
+            zeros = [keras.Variable(np.zeros(v.shape, "float32")) for v in variables]
+            self.hidden = types.SimpleNamespace(zeros=zeros)
+        self.velocities = []
+
+    def update_step(self, gradient, variable, learning_rate):
+        velocity = self.hidden.zeros[self._get_variable_index(variable)]
+        velocity.assign(self.momentum * velocity - learning_rate * gradient)
+        variable.assign_add(velocity.value)
+
+
+@toy_of(RightOptimizer)
+class OptimizerDiffersCompiled(RightOptimizer):
+    def update_step(self, gradient, variable, learning_rate):
+        gradient = gradient * (2.0 if is_traced(gradient) else 1.0)
+        super().update_step(gradient, variable, learning_rate)
+
+
+@toy_of(RightOptimizer)
+class OptimizerNeedsValues(RightOptimizer):
+    def update_step(self, gradient, variable, learning_rate):
+        if float(ops.convert_to_numpy(ops.max(gradient))) < 1e6:
+            super().update_step(gradient, variable, learning_rate)
+
+
+@toy_of(RightOptimizer)
+class OptimizerIgnoresTheLearningRate(RightOptimizer):
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(gradient, variable, 0.1)
+
+
+@toy_of(RightOptimizer)
+class OptimizerIgnoresSchedules(RightOptimizer):
+    def _get_current_learning_rate(self):
+        if callable(self._learning_rate):
+            return self._learning_rate(0)
+        return super()._get_current_learning_rate()
+
+
+@toy_of(RightOptimizer)
+class OptimizerClipsNothing(RightOptimizer):
+    def _clip_gradients(self, grads):
+        return grads
+
+
+@toy_of(RightOptimizer)
+class OptimizerIgnoresAccumulation(RightOptimizer):
+    def __init__(self, *args, gradient_accumulation_steps=None, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
+OptimizerIgnoresAccumulation.__doc__ = RightOptimizer.__doc__.replace(
+    "        name:", "        gradient_accumulation_steps: Ignored.\n        name:"
+)
+
+
+@toy_of(RightOptimizer)
+class OptimizerKeepsHalfState(RightOptimizer):
+    def build(self, variables):
+        if self.built:
+            return
+        dtype = keras.config.dtype_policy().compute_dtype
+        keras.optimizers.Optimizer.build(self, variables)
+        self.velocities = [
+            self.add_variable(v.shape, dtype=dtype, name=f"velocity_{i}")
+            for i, v in enumerate(variables)
+        ]
+
+
+@register
+class OptimizerHasNoDocstring(RightOptimizer):
+    pass
+
+
+class OptimizerIsNotRegistered(RightOptimizer):
+    __doc__ = RightOptimizer.__doc__
+
+
+WRONG_OPTIMIZERS = {
+    OptimizerForgetsAnArgument: "config",
+    OptimizerBuildsTwice: "build",
+    OptimizerForgetsASlot: "save",
+    OptimizerCountsInPython: "resume",
+    OptimizerHidesState: "resume",
+    OptimizerDiffersCompiled: "compiled",
+    OptimizerNeedsValues: "compiled",
+    OptimizerIgnoresTheLearningRate: "learning rate",
+    OptimizerIgnoresSchedules: "schedule",
+    OptimizerClipsNothing: "clipping",
+    OptimizerIgnoresAccumulation: "gradient accumulation",
+    OptimizerHasNoDocstring: "docstring",
+    OptimizerIsNotRegistered: "registration",
+}
+
+
+def test_a_right_optimizer_passes(own_session):
+    harness.check_optimizer(lambda: RightOptimizer(0.05, momentum=0.8))
+    assert fresh.check_other_backend() == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "check"), WRONG_OPTIMIZERS.items(), ids=lambda v: getattr(v, "__name__", v)
+)
+def test_a_wrong_optimizer_is_refused(cls, check):
+    with pytest.raises(harness.ContractError) as caught:
+        harness.check_optimizer(lambda: cls(0.05, momentum=0.8))
+    assert caught.value.check == check, caught.value
+
+
+# --- metrics ----------------------------------------------------------------------
+
+
+@register
+class RightMetric(keras.metrics.Metric):
+    """Mean of a power of the error.
+
+    Reference: none.
+
+    Args:
+        power: The power.
+        name: The metric's name.
+        dtype: Dtype of the state.
+
+    Raises:
+        ValueError: Never.
+
+    Example:
+
+    >>> 1 + 1
+    2
+    """
+
+    def __init__(self, power=2, name="right", dtype=None):
+        super().__init__(name=name, dtype=dtype)
+        self.power = power
+        self.total = self.add_weight(name="total", initializer="zeros")
+        self.count = self.add_weight(name="count", initializer="zeros")
+
+    def values(self, y_true, y_pred):
+        y_true, y_pred = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
+        return ops.mean(ops.abs(y_true - y_pred) ** self.power, axis=-1)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        values = self.values(y_true, y_pred)
+        weights = ops.ones_like(values)
+        if sample_weight is not None:
+            weights = weights * ops.cast(sample_weight, values.dtype)
+        self.total.assign_add(ops.sum(weights * values))
+        self.count.assign_add(ops.sum(weights))
+
+    def result(self):
+        return ops.divide_no_nan(self.total, self.count)
+
+    def get_config(self):
+        return {**super().get_config(), "power": self.power}
+
+
+@toy_of(RightMetric)
+class MetricForgetsAnArgument(RightMetric):
+    def get_config(self):
+        config = super().get_config()
+        del config["power"]
+        return config
+
+
+@toy_of(RightMetric)
+class MetricNamesNoState(RightMetric):
+    def __init__(self, power=2, name="right", dtype=None):
+        super().__init__(power, name, dtype)
+        self.total = self.add_weight(initializer="zeros")
+
+
+@toy_of(RightMetric)
+class MetricKeepsHalfState(RightMetric):
+    def __init__(self, power=2, name="right", dtype=None):
+        super().__init__(power, name, dtype)
+        self.spare = self.add_weight(name="spare", initializer="zeros", dtype="float16")
+
+
+@toy_of(RightMetric)
+class MetricStartsAtNan(RightMetric):
+    def result(self):
+        return self.total / self.count
+
+
+@toy_of(RightMetric)
+class MetricDoesNotStream(RightMetric):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().reset_state()
+        super().update_state(y_true, y_pred, sample_weight)
+
+
+@toy_of(RightMetric)
+class MetricAveragesBatches(RightMetric):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.total.assign_add(ops.mean(self.values(y_true, y_pred)))
+        self.count.assign_add(1.0)
+
+
+@toy_of(RightMetric)
+class MetricDoesNotReset(RightMetric):
+    def reset_state(self):
+        self.total.assign(0.0)
+
+
+@toy_of(RightMetric)
+class MetricCountsInPython(RightMetric):
+    calls = 0
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.__dict__["calls"] = self.calls + 1
+        super().update_state(y_true, y_pred, sample_weight)
+
+    def result(self):
+        return super().result() * self.calls
+
+
+@toy_of(RightMetric)
+class MetricIgnoresWeights(RightMetric):
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        super().update_state(y_true, y_pred)
+
+
+@toy_of(RightMetric)
+class MetricTakesNoWeights(RightMetric):
+    def update_state(self, y_true, y_pred):
+        super().update_state(y_true, y_pred)
+
+
+@toy_of(RightMetric)
+class MetricComputesInHalf(RightMetric):
+    def values(self, y_true, y_pred):
+        y_pred = ops.convert_to_tensor(y_pred)
+        y_true = ops.cast(y_true, y_pred.dtype)
+        values = ops.mean(ops.abs(y_true - y_pred) ** self.power, axis=-1)
+        return ops.cast(values, "float32")
+
+
+@toy_of(RightMetric)
+class MetricNeedsValues(RightMetric):
+    def values(self, y_true, y_pred):
+        return super().values(np.asarray(y_true), np.asarray(y_pred))
+
+
+@toy_of(RightMetric)
+class MetricDiffersCompiled(RightMetric):
+    def values(self, y_true, y_pred):
+        values = super().values(y_true, y_pred)
+        return values * (2.0 if is_traced(values) else 1.0)
+
+
+@register
+class MetricHasNoDocstring(RightMetric):
+    pass
+
+
+WRONG_METRICS = {
+    MetricForgetsAnArgument: "config",
+    MetricNamesNoState: "state",
+    MetricKeepsHalfState: "state",
+    MetricStartsAtNan: "state",
+    MetricDoesNotStream: "streaming",
+    MetricAveragesBatches: "streaming",
+    MetricDoesNotReset: "reset",
+    MetricCountsInPython: "streaming",
+    MetricIgnoresWeights: "sample weight",
+    MetricTakesNoWeights: "sample weight",
+    MetricComputesInHalf: "dtypes",
+    MetricNeedsValues: "compiled",
+    MetricDiffersCompiled: "compiled",
+    MetricHasNoDocstring: "docstring",
+}
+
+
+def metric(cls):
+    numbers = np.random.default_rng(0)
+    y_true, y_pred = numbers.normal(size=(2, 10, 3)).astype("float32")
+    harness.check_metric(cls, {"power": 3}, y_true, y_pred)
+
+
+def test_a_right_metric_passes():
+    metric(RightMetric)
+    assert fresh.check_other_backend() == 1
+
+
+@pytest.mark.parametrize(
+    ("cls", "check"), WRONG_METRICS.items(), ids=lambda v: getattr(v, "__name__", v)
+)
+def test_a_wrong_metric_is_refused(cls, check):
+    with pytest.raises(harness.ContractError) as caught:
+        metric(cls)
+    assert caught.value.check == check, caught.value
