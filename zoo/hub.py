@@ -161,9 +161,10 @@ def download(name, source=None, directory=None, version=None, force=False):
     """Fetches one model, checks it, and places it at `directory/name/version/`.
 
     Where the package's own index knows the name and version, a mirror must offer
-    exactly that; for others the mirror's index is what files are checked against.
-    A SavedModel is a program: take models this package does not know only from
-    mirrors you trust.
+    exactly that; for others the mirror's index is what files are checked against. A
+    SavedModel is a program: one that this package does not know is refused when it
+    has operations that reach files or the network, and should come only from a mirror
+    you trust.
 
     A model that is there and intact is not fetched again. Downloads of the same
     model into the same folder wait for each other.
@@ -217,6 +218,8 @@ def download(name, source=None, directory=None, version=None, force=False):
         try:
             partial.mkdir()
             _fetch(mirror, name, wanted, partial)
+            if missing and packaged().get(name) != model:
+                _check_program(partial / str(model.version), mirror.shown(name))
             if card_missing:
                 os.replace(partial / CARD, card)
             if missing:
@@ -517,6 +520,21 @@ def _fetch(mirror, name, wanted, partial):
                     f"{mirror.shown(path)} has the SHA-256 sum {digest}; the index "
                     f"says {file.sha256}"
                 )
+
+
+def _check_program(folder, shown):
+    """Refuses a SavedModel that could do more than compute."""
+    from .serving import graph
+
+    try:
+        forbidden = graph.forbidden_ops(graph.read(folder))
+    except ValueError as error:
+        raise DownloadError(f"{shown} is no SavedModel: {error}") from None
+    if forbidden:
+        raise DownloadError(
+            f"{shown} has operations that no model needs to compute: {forbidden}. "
+            "Refused."
+        )
 
 
 def _copy(mirror, path, limit, out, bar=None, exact=False):

@@ -12,11 +12,24 @@ import threading
 import time
 
 import pytest
+from tensorflow.core.protobuf import saved_model_pb2
 
 from kzoo.zoo import hub
 
+
+def graph(*ops):
+    """A SavedModel with one node of each kind of operation."""
+    saved_model = saved_model_pb2.SavedModel()
+    meta_graph = saved_model.meta_graphs.add()
+    meta_graph.meta_info_def.tags.append("serve")
+    for i, op in enumerate(ops):
+        meta_graph.graph_def.node.add(name=f"a_node_of_some_length_{i}", op=op)
+    return saved_model.SerializeToString()
+
+
+GRAPH = graph(*["MatMul"] * 200)
 CONTENT = {
-    "saved_model.pb": b"graph" * 1000,
+    "saved_model.pb": GRAPH,
     "variables/variables.index": b"index",
     "variables/variables.data-00000-of-00001": bytes(range(256)) * 2000,
     "assets.extra/tf_serving_warmup_requests": b"",
@@ -146,7 +159,7 @@ def test_a_lost_card_is_fetched_alone(web):
 
 
 def damage_content(place):
-    (place / "saved_model.pb").write_bytes(b"GRAPH" * 1000)
+    (place / "saved_model.pb").write_bytes(GRAPH[:-1] + b"?")
 
 
 def damage_size(place):
@@ -193,7 +206,7 @@ def test_something_else_in_the_place_is_replaced_only_by_force(mirror):
 
 def test_other_versions_stay(mirror):
     hub.download("net", mirror)
-    write_model(mirror, version=2, content={**CONTENT, "saved_model.pb": b"new"})
+    write_model(mirror, version=2, content={**CONTENT, "saved_model.pb": graph("Add")})
     with pytest.raises(ValueError, match="Expected version 2.*Received: 1"):
         hub.download("net", mirror, version=1)
     hub.download("net", mirror, version=2)
@@ -290,7 +303,7 @@ def test_a_dripping_server_is_given_up(web, monkeypatch):
     monkeypatch.setattr(hub, "SLOWEST_BYTES_PER_SECOND", 1 << 30)
 
     def drip(handler):
-        answer(b"", length=5000)(handler)
+        answer(b"", length=len(GRAPH))(handler)
         for _ in range(100):
             handler.wfile.write(b"g")
             time.sleep(0.05)
@@ -451,8 +464,25 @@ def test_a_mirror_may_not_change_what_the_package_knows(tmp_path):
     assert servable(hub.home()) == []
     # A version it does not know is the mirror's to describe.
     shutil.rmtree(evil / "net/1")
-    write_model(evil, version=2, content={**CONTENT, "saved_model.pb": b"new"})
+    write_model(evil, version=2, content={**CONTENT, "saved_model.pb": graph("Add")})
     assert hub.download("net", evil).name == "2"
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [
+        (graph("MatMul", "ReadFile"), r"\['ReadFile'\]. Refused"),
+        (graph("PyFunc", "WriteFile"), r"\['PyFunc', 'WriteFile'\]. Refused"),
+        (b"no protocol buffer", "is no SavedModel"),
+        (b"", "is no SavedModel"),
+    ],
+)
+def test_a_foreign_program_that_does_more_than_compute(data, reason, mirror):
+    write_model(mirror, content={**CONTENT, "saved_model.pb": data})
+    with pytest.raises(hub.DownloadError, match=reason):
+        hub.download("net", mirror)
+    assert servable(hub.home()) == []
+    assert not leftovers(hub.home())
 
 
 # Interruptions and company.
@@ -460,7 +490,7 @@ def test_a_mirror_may_not_change_what_the_package_knows(tmp_path):
 
 def test_an_interruption_leaves_nothing(web):
     def interrupt(handler):
-        answer(CONTENT["saved_model.pb"][:100], length=5000)(handler)
+        answer(GRAPH[:100], length=len(GRAPH))(handler)
         time.sleep(0.5)
 
     web.behaviour["saved_model.pb"] = interrupt
