@@ -213,10 +213,11 @@ def _checked(example, specs):
         )
     arrays = {}
     for name, spec in specs.items():
-        array = np.asarray(example[name])
         if spec.dtype == "string":
+            array = np.asarray(example[name], object)
             array = np.vectorize(_encoded, otypes=[object])(array)
-        array = array.astype(spec.dtype.as_numpy_dtype)
+        else:
+            array = np.asarray(example[name]).astype(spec.dtype.as_numpy_dtype)
         if not spec.shape.is_compatible_with(array.shape):
             raise ValueError(
                 f"Expected an example of {name!r} of shape {spec.shape}. Received: "

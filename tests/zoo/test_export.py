@@ -107,6 +107,13 @@ class TestContent:
             not in graph.read(tmp_path / "ensemble/2").meta_graphs[0].signature_def
         )
 
+    def test_what_is_served_names_no_device(self, tmp_path):
+        meta_graph = graph.serving_graph(graph.read(export(ensemble(), tmp_path)))
+        for signature in meta_graph.signature_def.values():
+            names = [info.name for info in signature.outputs.values()]
+            nodes, _ = graph._reached(meta_graph, names)
+            assert {node.device for node in nodes} == {""}
+
     def test_weights_are_stored_once(self, tmp_path):
         x = keras.Input((100,), name="x")
         model = keras.Model(x, layers.Dense(10)(layers.Dense(500)(x)), name="m")

@@ -318,7 +318,8 @@ class GrpcClient(_Client):
 def _typed(name, value, dtype):
     """The value as an array of an input's type, if nothing is lost but precision."""
     try:
-        array = np.asarray(value)
+        # NumPy's own strings would lose zero bytes at their ends.
+        array = np.asarray(value, object if dtype == "DT_STRING" else None)
     except ValueError:
         raise ValueError(
             f"Expected lists of equal lengths for input {name!r}. Received: ragged ones"

@@ -5,6 +5,7 @@ import logging
 import re
 import socket
 import socketserver
+import sys
 import threading
 import time
 import urllib.parse
@@ -113,7 +114,10 @@ class RestServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
 
     def handle_error(self, request, client_address):
         """Logs what a connection's thread raised; the server goes on."""
-        LOG.debug("connection from %s ended", client_address, exc_info=True)
+        if isinstance(sys.exception(), OSError):  # the client went away
+            LOG.debug("connection from %s ended", client_address, exc_info=True)
+        else:
+            LOG.exception("connection from %s failed", client_address)
 
     def server_close(self):
         """Closes the listening socket; threads are waited for in `stop`."""

@@ -112,9 +112,14 @@ class Servable:
         if timeout is not None:
             options = tf.compat.v1.RunOptions(timeout_in_ms=max(1, int(timeout * 1e3)))
         try:
-            return self._session.run(fetches, feeds, options=options)
+            answers = self._session.run(fetches, feeds, options=options)
         except tf.errors.OpError as error:
             raise ServingError(error.error_code, _cause(error)) from error
+        # A single string comes as bytes, which NumPy would cut at a zero byte.
+        return {
+            name: np.asarray(value, object if isinstance(value, bytes) else None)
+            for name, value in answers.items()
+        }
 
     def warm_up(self, path):
         """Replays the warm-up requests that come with the model, if there are any.

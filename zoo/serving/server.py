@@ -166,7 +166,9 @@ class Server:
             with self:
                 for name in self._models:
                     for number, state, _, message in self.status(name):
-                        print(f"{name} version {number}: {state.name} {message}")
+                        print(
+                            f"{name} version {number}: {state.name} {message}".rstrip()
+                        )
                 if self.rest_url:
                     print(f"REST: {self.rest_url}/v1/models/{next(iter(self._models))}")
                 if self.grpc_target:

@@ -52,12 +52,16 @@ if keras.backend.backend() == "tensorflow":
                 x = tf.matmul(x, x)
             return {"trace": tf.linalg.trace(x)}
 
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
+        def join(self, text):
+            return {"joined": tf.strings.reduce_join(text)}
+
         @tf.function(input_signature=[tf.TensorSpec([None], tf.float16, "x")])
         def half(self, x):
             return {"y": x}
 
         def write(self, path):
-            names = ("scale", "kinds", "fixed", "spin", "half")
+            names = ("scale", "kinds", "fixed", "spin", "join", "half")
             functions = {name: getattr(self, name) for name in names}
             functions["serving_default"] = functions["scale"]
             tf.saved_model.save(self, str(path), functions)

@@ -74,6 +74,11 @@ def test_a_scalar(client):
     assert answer["trace"].shape == () and answer["trace"] == 100
 
 
+def test_a_single_string(client):
+    answer = client.predict("module", ["a", "\0", "b\0"], signature="join")
+    assert answer["joined"].shape == () and answer["joined"].item() == b"a\0b\0"
+
+
 def test_metadata_and_status(client):
     metadata = client.metadata("module")
     assert metadata["version"] == 1

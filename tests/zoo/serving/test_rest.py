@@ -116,6 +116,13 @@ class TestPredict:
         request = {"signature_name": "spin", "inputs": 3}
         assert raw.predict(request) == (200, {"outputs": 100.0})
 
+    def test_an_answer_in_rows_needs_a_batch(self, raw):
+        request = {"signature_name": "join", "instances": ["a", "b"]}
+        status, answer = raw.predict(request)
+        assert status == 400 and "column format" in answer["error"]
+        request = {"signature_name": "join", "inputs": ["a", "b"]}
+        assert raw.predict(request) == (200, {"outputs": "ab"})
+
     def test_versions_and_labels(self, raw):
         request, answer = RIGHT
         for place in ("/versions/1", "/labels/stable"):

@@ -166,6 +166,14 @@ class TestWarmUp:
         with Server({"m": tmp_path}, poll_seconds=None):
             assert [x["x"].tolist() for x in seen] == [[1.0], [2.0]]
 
+    def test_without_the_protocol_buffers_there_is_none(self, tmp_path, monkeypatch):
+        write(tmp_path, 1, 1)
+        self.write(tmp_path / "1", [np.int32([1])])
+        for name in ("tensorflow_serving", "tensorflow_serving.apis"):
+            monkeypatch.setitem(sys.modules, name, None)
+        with Server({"m": tmp_path}, poll_seconds=None) as server:
+            assert connect(server.rest_url).predict("m", [1.0])["y"] == 1
+
     def test_one_that_fails_keeps_the_version_from_loading(self, tmp_path):
         write(tmp_path, 1, 1)
         self.write(tmp_path / "1", [np.int32([1])])
