@@ -4,15 +4,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
+import threading
 
 import keras
 import numpy as np
 import pytest
 from keras import layers
 
+import kzoo.zoo.export as export_module
 from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
-from kzoo.zoo import export as export_module
 from kzoo.zoo.export import export
 from kzoo.zoo.serving import graph
 
@@ -537,23 +537,24 @@ class TestVersions:
 EXPORT = """
 import os, sys
 import keras
-from kzoo.zoo import export as module
+import kzoo.zoo.export as module
+
+def wait(*args):
+    print(sorted(os.listdir(sys.argv[1] + "/m")), flush=True)
+    sys.stdin.read()
+
+module._verify = wait
 keras.utils.set_random_seed(1)
 x = keras.Input((4,), name="x")
 model = keras.Model(x, keras.layers.Dense(3)(x), name="m")
-if len(sys.argv) > 2:
-    def wait(*args):
-        print(sorted(os.listdir(sys.argv[1] + "/m")), flush=True)
-        sys.stdin.read()
-    setattr(module, sys.argv[2], wait)
 module.export(model, sys.argv[1], xla=False)
 """
 
 
-def start(folder, *where):
-    """Exports in another process, which stops at the function `where`."""
+def start(folder):
+    """Exports in another process, which stops before it verifies and places."""
     return subprocess.Popen(
-        [sys.executable, "-c", EXPORT, os.fspath(folder), *where],
+        [sys.executable, "-c", EXPORT, os.fspath(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -562,8 +563,13 @@ def start(folder, *where):
     )
 
 
-def servable_names(folder):
-    return [p.name for p in folder.iterdir() if p.name.isdigit()]
+def versions(folder):
+    return sorted(p.name for p in folder.iterdir() if p.name.isdigit())
+
+
+def contents(folder):
+    files = [f for f in folder.rglob("*") if f.is_file()]
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
 @TENSORFLOW
@@ -605,53 +611,48 @@ class TestCrash:
         assert sorted(p.name for p in path.parent.iterdir()) == [".lock", "1", "2"]
 
     @pytest.mark.slow
-    def test_killed_and_interrupted_processes(self, tmp_path):
-        folder = tmp_path / "m"
-        processes = {
-            number: start(tmp_path / number.name, "_verify")
-            for number in (signal.SIGKILL, signal.SIGINT)
-        }
+    def test_processes_that_are_killed_interrupted_or_waited_for(self, tmp_path):
+        folders = {how: tmp_path / how / "m" for how in ("kill", "interrupt", "wait")}
+        processes = {how: start(folders[how].parent) for how in folders}
         try:
-            for number, process in processes.items():
-                folder = tmp_path / number.name / "m"
+            for how, process in processes.items():
                 # It has written everything and not yet placed it.
                 line = process.stdout.readline()
                 assert line == "['.1.partial', '.lock']\n", process.stderr.read()
-                assert (folder / ".1.partial" / "saved_model.pb").exists()
-                assert servable_names(folder) == []
-                process.send_signal(number)
-                process.communicate(timeout=30)
-                assert process.returncode != 0
-                assert servable_names(folder) == []
+                assert (folders[how] / ".1.partial" / "saved_model.pb").exists()
+                assert versions(folders[how]) == []
+
+            processes["kill"].kill()
+            processes["interrupt"].send_signal(signal.SIGINT)
+            for how in ("kill", "interrupt"):
+                processes[how].communicate(timeout=30)
+                assert processes[how].returncode != 0
+                assert versions(folders[how]) == []
+            # Interrupted it cleans up, killed it cannot.
+            assert list(folders["interrupt"].iterdir()) == [
+                folders["interrupt"] / ".lock"
+            ]
+            killed = contents(folders["kill"] / ".1.partial")
+
+            thread = threading.Thread(
+                target=export,
+                args=(classifier("m"), folders["wait"].parent),
+                kwargs={"xla": False},
+            )
+            thread.start()
+            thread.join(0.5)
+            assert thread.is_alive() and versions(folders["wait"]) == []
+            processes["wait"].communicate("", timeout=30)
+            thread.join(30)
+            assert versions(folders["wait"]) == ["1", "2"]
         finally:
             for process in processes.values():
                 process.kill()
                 process.communicate()
-        assert [p.name for p in folder.iterdir()] == [".lock"]  # SIGINT cleans up
-        folder = tmp_path / "SIGKILL" / "m"
-        assert (folder / ".1.partial").exists()
-        export(classifier("m"), tmp_path / "SIGKILL", xla=False)
-        assert sorted(p.name for p in folder.iterdir()) == [".lock", "1"]
-
-    @pytest.mark.slow
-    def test_processes_wait_for_each_other_and_write_equal_files(self, tmp_path):
-        first = start(tmp_path, "_verify")
-        try:
-            assert first.stdout.readline() == "['.1.partial', '.lock']\n"
-            second = start(tmp_path)
-            time.sleep(0.1)
-            first.communicate("", timeout=60)
-            _, err = second.communicate(timeout=60)
-        finally:
-            first.kill()
-            second.kill()
-        assert first.returncode == second.returncode == 0, err
-        folder = tmp_path / "m"
-        assert sorted(p.name for p in folder.iterdir()) == [".lock", "1", "2"]
-        for file in (folder / "1").rglob("*"):
-            if file.is_file():
-                other = folder / "2" / file.relative_to(folder / "1")
-                assert file.read_bytes() == other.read_bytes(), file.name
+        # Two processes that export the same model write the same bytes.
+        assert contents(folders["wait"] / "1") == killed
+        export(classifier("m"), folders["kill"].parent, xla=False)
+        assert sorted(p.name for p in folders["kill"].iterdir()) == [".lock", "1"]
 
 
 FRESH = """
