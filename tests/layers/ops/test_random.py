@@ -114,17 +114,16 @@ def test_equal_with_and_without_jit(name, dtype):
         np.testing.assert_allclose(plain, jitted, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("name", ("normal", "random_sign"))
-def test_every_size_equal_with_and_without_jit(name):
-    for shape in ((), (1,), (2,), (3,), (5,), (31,), (33,), (0,), (0, 3), (3, 4, 5)):
+def test_signs_of_every_size_equal_with_and_without_jit():
+    """Less than a word, a whole one, a little more, and none."""
+    for shape in ((), (31,), (32,), (33,), (0, 3), (3, 4, 5)):
 
         def draw(seed, shape=shape):
-            return FUNCTIONS[name](shape, seed)
+            return random.random_sign(shape, seed)
 
         plain, jitted = draw(seed_tensor(1, 2)), compiled(draw)(seed_tensor(1, 2))
         assert tuple(plain.shape) == shape
-        plain, jitted = numbers(plain), numbers(jitted)
-        np.testing.assert_allclose(plain, jitted, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(numbers(plain), numbers(jitted))
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
