@@ -14,6 +14,7 @@ import fnmatch
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -65,45 +66,57 @@ def lookahead_adam():
     )
 
 
-def layer_pair(layer, plain, x, shape):
+def layer_pair(layer, plain, first, x, y):
+    """Models of a layer and its peer, behind the layer `first` unless it is None.
+
+    A model's first layer needs no gradient of its input. BatchEnsemble computes it
+    all the same, since the gradient of r is made of it, so as a first layer it does
+    more work than its peer; behind a trainable layer, where layers usually stand,
+    both compute it.
+    """
+
     def model(one):
         keras.utils.set_random_seed(0)
-        return keras.Sequential([keras.Input(x.shape[1:]), one])
+        before = [] if first is None else [first()]
+        return keras.Sequential([keras.Input(x.shape[1:]), *before, one])
 
-    y = normal(*shape)
     return (
         train_step(model(layer), keras.optimizers.SGD(0.01), x, y),
         train_step(model(plain), keras.optimizers.SGD(0.01), x, y),
     )
 
 
-def dense_batch_ensemble():
+def dense_batch_ensemble(first=False):
     """DenseBatchEnsemble(1024 -> 1024, 4 members) against Dense, 128 rows each."""
     pair = layer_pair(
         DenseBatchEnsemble(1024, ensemble_size=4),
         keras.layers.Dense(1024),
+        None if first else lambda: keras.layers.Dense(1024),
+        normal(128, 1024 if first else 8),
         normal(128, 1024),
-        (128, 1024),
     )
     return *pair, {"shape": "1024->1024", "rows": 128, "peer": "keras Dense"}
 
 
-def conv2d_batch_ensemble():
+def conv2d_batch_ensemble(first=False):
     """Conv2DBatchEnsemble(64 -> 64, 3x3, 32x32, 4 members) against Conv2D, 16 rows."""
     pair = layer_pair(
         Conv2DBatchEnsemble(64, 3, padding="same", ensemble_size=4),
         keras.layers.Conv2D(64, 3, padding="same"),
+        None if first else lambda: keras.layers.Conv2D(64, 1),
+        normal(16, 32, 32, 64 if first else 1),
         normal(16, 32, 32, 64),
-        (16, 32, 32, 64),
     )
     return *pair, {"shape": "64->64, 3x3, 32x32", "rows": 16, "peer": "keras Conv2D"}
 
 
-# claim -> (what builds it, the bar on its ratio)
+# claim -> (what builds it, the bar on its ratio or None where it is only reported)
 CLAIMS = {
     "lookahead_adam": (lookahead_adam, 1.05),
     "dense_batch_ensemble": (dense_batch_ensemble, 1.15),
+    "dense_batch_ensemble_first_layer": (partial(dense_batch_ensemble, True), None),
     "conv2d_batch_ensemble": (conv2d_batch_ensemble, 1.15),
+    "conv2d_batch_ensemble_first_layer": (partial(conv2d_batch_ensemble, True), None),
 }
 
 
@@ -163,13 +176,13 @@ def main(argv=None):
         if not arguments.no_record:
             results.append(RESULTS, record)
         print(
-            f"{name:24s} {record['milliseconds']:9.3f} ms  peer "
+            f"{name:34s} {record['milliseconds']:9.3f} ms  peer "
             f"{record['peer_milliseconds']:9.3f} ms  ratio {ratio:.3f} "
-            f"[{low:.3f}, {high:.3f}]  bar {bar}  "
-            f"{'met' if ratio <= bar else 'MISSED'}",
+            f"[{low:.3f}, {high:.3f}]"
+            + (f"  bar {bar}  {'met' if ratio <= bar else 'MISSED'}" if bar else ""),
             flush=True,
         )
-        if ratio > bar:
+        if bar and ratio > bar:
             missed.append(name)
     return 1 if missed else 0
 
