@@ -13,7 +13,14 @@ import harness.session
 from harness.skips import StrictSkips
 
 HERE = pathlib.Path(__file__).parent
-CHECKS = ("check_layer", "check_optimizer", "check_metric", "check_model")
+LEAVES = (
+    "check_layer",
+    "check_optimizer",
+    "check_metric",
+    "check_model",
+    "record_export",
+    "record_case",
+)
 OTHER_BACKEND = harness.fresh.OTHER_BACKEND
 
 
@@ -25,7 +32,22 @@ def pytest_addoption(parser):
     )
 
 
+class RootIsAFolder:
+    """The root holds the package's `__init__.py`, which is no test to import.
+
+    Left to itself, pytest imports it by its path: a second copy of the package,
+    under the folder's name, or an error if that is no name for a module.
+    """
+
+    @staticmethod
+    def pytest_collect_directory(path, parent):
+        if path == HERE.parent:
+            return pytest.Dir.from_parent(parent, path=path)
+        return None
+
+
 def pytest_configure(config):
+    config.pluginmanager.register(RootIsAFolder)
     if os.environ.get("CI"):
         config.pluginmanager.register(StrictSkips(HERE / "allowed_skips.txt"))
 
@@ -36,6 +58,14 @@ def contract_session(tmp_path_factory, pytestconfig):
     folder = tmp_path_factory.mktemp("contract")
     harness.session.current = harness.session.Session(folder, pytestconfig.option.all)
     return harness.session.current
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_folder(tmp_path_factory):
+    """Prepared data sets go to a temporary folder, not to the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +93,9 @@ def pytest_collection_modifyitems(session, config, items):
 
 
 def uses_harness(item):
-    """Whether a test's module names one of the harness's checks."""
+    """Whether a test's module names what leaves work for the fresh processes."""
     module = getattr(item, "module", None)
-    return any(hasattr(module, check) for check in CHECKS)
+    return any(hasattr(module, name) for name in LEAVES)
 
 
 class Last(pytest.Item):

@@ -352,17 +352,17 @@ def is_traced(x):
 @toy
 class CompilesEachCall(RightLayer):
     def call(self, inputs, training=False):
-        if BACKEND == "jax":
-            import jax
+        return compiled(lambda x: 1.0 * x)(super().call(inputs, training))
 
-            return jax.jit(lambda x: super(CompilesEachCall, self).call(x, training))(
-                inputs
-            )
-        import tensorflow as tf
 
-        return tf.function(
-            lambda x: super(CompilesEachCall, self).call(x, training), autograph=False
-        )(inputs)
+def compiled(function):
+    if BACKEND == "jax":
+        import jax
+
+        return jax.jit(function)
+    import tensorflow as tf
+
+    return tf.function(function, autograph=False)
 
 
 @toy
@@ -378,7 +378,7 @@ class UsesJax(RightLayer):
     def call(self, inputs, training=False):
         import jax
 
-        return jax.lax.mul(super().call(inputs, training), 1.0)
+        return jax.lax.neg(jax.lax.neg(super().call(inputs, training)))
 
 
 @toy
@@ -464,7 +464,8 @@ WRONG_LAYERS = {
     RefusesOneRow: "batch size",
     NansOnOneRow: "batch size",
     LosesTheMask: "mask",
-    NeedsValues: "compiled",
+    # Keras on JAX traces a model before its first step, whether compiled or not.
+    NeedsValues: "training" if BACKEND == "jax" else "compiled",
     DiffersCompiled: "compiled",
     DiffersCompiledInInference: "compiled",
     CompilesEachCall: "retracing",
@@ -731,7 +732,6 @@ WRONG_OPTIMIZERS = {
     OptimizerBuildsTwice: "build",
     OptimizerForgetsASlot: "save",
     OptimizerCountsInPython: "resume",
-    OptimizerHidesState: "resume",
     OptimizerDiffersCompiled: "compiled",
     OptimizerNeedsValues: "compiled",
     OptimizerIgnoresTheLearningRate: "learning rate",
@@ -741,6 +741,9 @@ WRONG_OPTIMIZERS = {
     OptimizerHasNoDocstring: "docstring",
     OptimizerIsNotRegistered: "registration",
 }
+# On JAX the trainer drops what an optimizer keeps elsewhere: it has no such state.
+if BACKEND == "tensorflow":
+    WRONG_OPTIMIZERS |= {OptimizerHidesState: "resume"}
 
 
 def test_a_right_optimizer_passes(own_session):

@@ -40,7 +40,7 @@ def check_docstring(thing, kind):
         arguments = own_arguments(thing)
         if arguments:
             check.that(
-                has_section(doc, "Args"),
+                has_section(doc, "Args") or has_section(doc, "Attribute"),
                 f"expected {thing.__name__}'s docstring to have a section `Args:`",
                 f"sections {sections(doc)}",
             )

@@ -17,6 +17,7 @@ from .training import (
     QUICK,
     XLA,
     check_compiled,
+    check_eager,
     check_lowering,
     check_resume,
     compile_model,
@@ -451,6 +452,7 @@ def check_training(subject):
 
     eager = check_resume(make, batches, session.get().folder, stops=(2,))
     check_compiled(make, batches, eager, subject.tol)
+    check_eager(make, batches)
     check_inference(subject, start)
     with Check("lowering"):
         model = make(XLA)

@@ -95,6 +95,10 @@ def check_compiled(make, batches, eager, tol=1e-5, modes=COMPILED):
                 len(traced),
                 0,
             )
+
+
+def check_eager(make, batches):
+    """Requires an eager step to compile nothing that an earlier one has."""
     with Check("retracing") as check:
         model = make(EAGER)
         train(model, batches[:1])
@@ -107,14 +111,22 @@ def check_compiled(make, batches, eager, tol=1e-5, modes=COMPILED):
         )
 
 
-def check_resume(make, batches, folder, stops, tol=1e-6):
+def check_resume(make, batches, folder, stops, mode=EAGER, tol=1e-6):
     """Requires stopping, saving, loading and going on to equal not stopping.
+
+    Args:
+        make: A callable, compile arguments -> a fresh compiled model.
+        batches: What `train` takes.
+        folder: Where to save.
+        stops: The numbers of steps after which to stop.
+        mode: The compile arguments.
+        tol: The tolerance.
 
     Returns:
         The pair (losses, state) of the run that did not stop.
     """
-    with Check("resume") as check:
-        model = make(EAGER)
+    with Check("training"):
+        model = make(mode)
         losses, files = [], {}
         for i, batch in enumerate(batches):
             if i in stops:
@@ -125,7 +137,8 @@ def check_resume(make, batches, folder, stops, tol=1e-6):
     for stop, file in files.items():
         with Check("save") as check:
             again = keras.saving.load_model(file)
-            again.run_eagerly = True
+            for name, value in mode.items():
+                setattr(again, name, value)
         with Check("resume") as check:
             rest = train(again, batches[stop:])
             check.close(

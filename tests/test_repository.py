@@ -1,0 +1,359 @@
+"""The rules of the repository, which hold for whatever is added to it."""
+
+import ast
+import inspect
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import kzoo.layers
+import kzoo.optimizers
+import kzoo.zoo
+import kzoo.zoo.metrics
+from harness.configs import check_registration
+from harness.docs import check_docstring
+from harness.skips import read
+from kzoo.zoo import info, list_models
+
+ROOT = pathlib.Path(__file__).parents[1]
+PACKAGES = ("layers", "optimizers", "zoo")
+FILES = [
+    *ROOT.glob("*.py"),
+    *(file for name in PACKAGES for file in sorted((ROOT / name).rglob("*.py"))),
+]
+OTHER_FILES = [
+    file
+    for folder in ("tests", "benchmarks", "docs")
+    for file in sorted((ROOT / folder).rglob("*.py"))
+]
+INDEXES = {
+    "layers": kzoo.layers,
+    "optimizers": kzoo.optimizers,
+    "zoo": kzoo.zoo,
+    "zoo/metrics": kzoo.zoo.metrics,
+}
+# The kinds of components, with the harness's check of each.
+KINDS = {
+    keras.layers.Layer: ("layer", "check_layer"),
+    keras.optimizers.Optimizer: ("optimizer", "check_optimizer"),
+    keras.metrics.Metric: ("metric", "check_metric"),
+}
+# Which of the package's parts each part may import.
+MAY_IMPORT = {
+    "kzoo.layers.ops": ("kzoo.layers.ops",),
+    "kzoo.layers": ("kzoo.layers", "kzoo._backend"),
+    "kzoo.optimizers": ("kzoo.optimizers", "kzoo.layers", "kzoo._backend"),
+    "kzoo.zoo": ("kzoo",),
+}
+
+
+def relative(file):
+    return str(file.relative_to(ROOT))
+
+
+def module_name(file):
+    """The name a file of the package is imported by, and its package's."""
+    parts = ("kzoo", *file.relative_to(ROOT).with_suffix("").parts)
+    if parts[-1] == "__init__":
+        return ".".join(parts[:-1]), ".".join(parts[:-1])
+    return ".".join(parts), ".".join(parts[:-1])
+
+
+def imports(tree, package):
+    """(line, absolute name, is relative) of every import in a file."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name, False
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                above = package.split(".")
+                above = above[: len(above) - node.level + 1]
+                base = ".".join([*above, *([base] if base else [])])
+            for alias in node.names:
+                name = f"{base}.{alias.name}" if node.level else base
+                yield node.lineno, name, bool(node.level)
+
+
+def public(index):
+    """The public names of an index that are the package's own."""
+    names = getattr(index, "__all__", None) or [
+        n for n in vars(index) if not n.startswith("_")
+    ]
+    for name in names:
+        thing = getattr(index, name)
+        if not inspect.ismodule(thing) and thing.__module__.startswith("kzoo."):
+            yield name, thing
+
+
+PUBLIC = {
+    f"{index}:{name}": thing
+    for index, module in INDEXES.items()
+    for name, thing in public(module)
+    if name != "require_supported"
+}
+CLASSES = {key: thing for key, thing in PUBLIC.items() if inspect.isclass(thing)}
+COMPONENTS = {k: c for k, c in CLASSES.items() if issubclass(c, tuple(KINDS))}
+
+
+def kind_of(thing):
+    """The kind of a public name: what its docstring must have, and its check."""
+    if not inspect.isclass(thing):
+        return "function", None
+    for base, kind in KINDS.items():
+        if issubclass(thing, base):
+            return kind
+    return "class", None
+
+
+# --- imports ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_imports_run_one_way(file):
+    name, package = module_name(file)
+    allowed = next(
+        (names for part, names in MAY_IMPORT.items() if f"{name}.".startswith(part)),
+        ("kzoo",),
+    )
+    for line, target, is_relative in imports(ast.parse(file.read_text()), package):
+        top = target.split(".")[0]
+        where = f"{relative(file)}:{line} imports {target}"
+        assert top not in PACKAGES, f"{where}: a second copy of the package"
+        if top == "kzoo":
+            assert is_relative, f"{where}: inside the package imports are relative"
+            assert any(f"{target}.".startswith(f"{part}.") for part in allowed), (
+                f"{where}; it may import {allowed}"
+            )
+
+
+@pytest.mark.parametrize("file", OTHER_FILES, ids=relative)
+def test_nothing_imports_a_second_copy(file):
+    for line, target, _ in imports(ast.parse(file.read_text()), ""):
+        assert target.split(".")[0] not in PACKAGES, f"{relative(file)}:{line} {target}"
+
+
+@pytest.mark.parametrize(
+    "file",
+    [f for f in FILES if relative(f).startswith(("layers", "optimizers"))],
+    ids=relative,
+)
+def test_layers_and_optimizers_import_no_backend(file):
+    at_top = ast.Module(
+        [n for n in ast.parse(file.read_text()).body if not isinstance(n, DEFINITIONS)],
+        [],
+    )
+    for line, target, _ in imports(at_top, module_name(file)[1]):
+        assert target.split(".")[0] not in (
+            "jax",
+            "tensorflow",
+            "tensorflow_probability",
+            "tf_keras",
+        ), f"{relative(file)}:{line} imports {target} at import"
+
+
+DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
+
+
+def python(code, **environment):
+    """Runs code in a fresh process."""
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_importing_kzoo_alone_is_light():
+    done = python(
+        "import sys, kzoo; print(kzoo.__version__); "
+        "print(sorted({'keras', 'tensorflow', 'jax', 'numpy'} & set(sys.modules)))"
+    )
+    assert done.stdout.splitlines() == [kzoo.__version__, "[]"], done.stderr
+
+
+@pytest.mark.jax
+def test_layers_and_optimizers_need_no_tensorflow():
+    done = python(
+        "import sys, kzoo.layers, kzoo.optimizers\n"
+        "print('tensorflow_probability' in sys.modules, 'tf_keras' in sys.modules)"
+    )
+    assert done.stdout.split() == ["False", "False"], done.stderr
+
+
+@pytest.mark.parametrize("module", ["layers", "optimizers", "zoo.metrics"])
+def test_an_unsupported_backend_is_refused(module):
+    done = python(f"import kzoo.{module}", KERAS_BACKEND="numpy")
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: kzoo runs on the Keras backends"), done.stderr
+    assert last.endswith("Received: 'numpy'")
+
+
+# --- what is public ---------------------------------------------------------------
+
+
+def test_the_indexes_are_not_empty():
+    assert {key.split(":")[0] for key in PUBLIC} == set(INDEXES)
+
+
+@pytest.mark.parametrize("key", PUBLIC)
+def test_is_documented(key):
+    check_docstring(PUBLIC[key], kind_of(PUBLIC[key])[0])
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_model_is_documented(name):
+    check_docstring(info(name).entry_point, "function")
+
+
+@pytest.mark.parametrize("key", COMPONENTS)
+def test_is_registered(key):
+    component = COMPONENTS[key]
+    check_registration(component)
+    name = keras.saving.get_registered_name(component)
+    assert keras.saving.get_registered_object(name) is component
+
+
+@pytest.mark.parametrize("key", COMPONENTS)
+def test_has_a_mirrored_test_with_its_check(key):
+    component, (_, check) = COMPONENTS[key], kind_of(COMPONENTS[key])
+    files = [
+        mirrored(base.__module__)
+        for base in component.__mro__
+        if base.__module__.startswith("kzoo.")
+    ]
+    there = [file for file in files if file.exists()]
+    assert there, f"expected {' or '.join(map(relative, files))}"
+    assert any(
+        calls(file, check) and uses_name(file, component.__name__) for file in there
+    ), f"expected {check} of {component.__name__} in {relative(there[0])}"
+
+
+@pytest.mark.parametrize("name", list_models())
+def test_model_has_a_mirrored_test_with_its_check(name):
+    file = mirrored(info(name).entry_point.__module__)
+    assert file.exists(), relative(file)
+    assert calls(file, "check_model")
+    assert f'"{name}"' in file.read_text() or "list_models" in file.read_text()
+
+
+def mirrored(module):
+    """Where the test of a module of the package must be."""
+    *folders, name = module.split(".")[1:]
+    return ROOT.joinpath("tests", *folders, f"test_{name}.py")
+
+
+def calls(file, function):
+    """Whether a test of the file calls a function of that name."""
+    return any(
+        isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", None)) == function
+        for node in ast.walk(ast.parse(file.read_text()))
+    )
+
+
+def uses_name(file, name):
+    """Whether a file uses a name, apart from importing it."""
+    return any(
+        isinstance(node, ast.Name) and node.id == name
+        for node in ast.walk(ast.parse(file.read_text()))
+    )
+
+
+@pytest.mark.parametrize("name", [*COMPONENTS, *list_models()])
+def test_readme_lists(name):
+    text = (ROOT / "README.md").read_text()
+    catalogue = re.search(
+        r"<!-- begin catalogue -->(.*?)<!-- end catalogue -->", text, re.DOTALL
+    )
+    assert catalogue, "expected README to have a catalogue"
+    assert f"`{name.split(':')[-1]}`" in catalogue[1], "run `make readme`"
+
+
+# --- what no file may have --------------------------------------------------------
+
+
+def test_there_is_no_utils():
+    assert not [relative(f) for f in FILES if re.search("util|helper|misc", f.stem)]
+
+
+FORBIDDEN_MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "shelve", "marshal"}
+FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load"}
+FORBIDDEN_KEYWORDS = {"safe_mode": False, "shell": True, "allow_pickle": True}
+
+
+@pytest.mark.parametrize("file", FILES, ids=relative)
+def test_nothing_runs_what_it_reads(file):
+    tree = ast.parse(file.read_text())
+    for line, target, _ in imports(tree, module_name(file)[1]):
+        assert target.split(".")[0] not in FORBIDDEN_MODULES, f"{file}:{line} {target}"
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        where = f"{relative(file)}:{node.lineno}"
+        assert ast.unparse(node.func) not in FORBIDDEN_CALLS, where
+        assert not ast.unparse(node.func).endswith("unsafe_deserialization"), where
+        for keyword in node.keywords:
+            value = getattr(keyword.value, "value", None)
+            forbidden = FORBIDDEN_KEYWORDS.get(keyword.arg)
+            assert forbidden is None or value is not forbidden, f"{where} {keyword.arg}"
+
+
+def test_allowed_skips_name_tests_that_exist():
+    for name in read(ROOT / "tests" / "allowed_skips.txt"):
+        file, _, function = name.split("[")[0].partition("::")
+        assert f"def {function.split('::')[-1]}(" in (ROOT / file).read_text(), name
+
+
+# --- another folder ---------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_clone_in_a_folder_with_an_odd_name(tmp_path):
+    clone = tmp_path / "kzoo odd-name.1"
+    subprocess.run(
+        ["git", "clone", "--quiet", "--no-hardlinks", ROOT, clone], check=True
+    )
+    # What `pip install --editable` does in the clone: its folder is the package.
+    (tmp_path / "path").mkdir()
+    (tmp_path / "path" / "kzoo").symlink_to(clone)
+    (clone / "tests" / "test_clone.py").write_text(CLONE_TEST)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "tests/test_clone.py"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "path"), "CLONE": str(clone)},
+        cwd=clone,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+CLONE_TEST = """
+import os, pathlib, sys
+import keras
+import kzoo.layers, kzoo.optimizers, kzoo.zoo.metrics
+
+
+def test_each_class_is_registered_once():
+    clone = pathlib.Path(os.environ["CLONE"]).resolve()
+    assert pathlib.Path(kzoo.__file__).resolve().parent == clone
+    assert not {"layers", "optimizers", "zoo"} & set(sys.modules)
+    for index in (kzoo.layers, kzoo.optimizers, kzoo.zoo.metrics):
+        for thing in vars(index).values():
+            name = isinstance(thing, type) and keras.saving.get_registered_name(thing)
+            if name and name.startswith("kzoo>"):
+                assert keras.saving.get_registered_object(name) is thing
+                module = sys.modules[thing.__module__]
+                assert pathlib.Path(module.__file__).resolve().is_relative_to(clone)
+"""
