@@ -4,17 +4,15 @@ export(model, "saved_models")  # writes saved_models/<model.name>/1/
 """
 
 import contextlib
-import ctypes
-import errno
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 from pathlib import Path
 
-import keras
 import numpy as np
+
+from . import placing
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -89,6 +87,8 @@ def export(
     ...     path = export(model, tempfile.mkdtemp(), xla=False)
     ...     assert path.parts[-2:] == ("tiny", "1")
     """
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         raise RuntimeError(
             "SavedModels are written on the TensorFlow backend. On another one save "
@@ -110,13 +110,12 @@ def export(
 
     folder = Path(base_path) / name
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        _clear(folder)
+    with placing.locked(folder):
         target = folder / str(_version(folder, version, overwrite))
         partial = folder / f".{target.name}.partial"
         try:
             _write(model, function, specs, example, xla, partial)
-            _place(partial, target)
+            placing.place(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
     return target
@@ -155,6 +154,8 @@ def _specs(model):
 
 
 def _input_names(model):
+    import keras
+
     structure = _structure(model)
     if isinstance(structure, dict):
         return [path[-1] for path, _ in keras.tree.flatten_with_path(structure)]
@@ -170,6 +171,8 @@ def _input_names(model):
 
 def _structure(model):
     """The model's inputs as it takes them: a tensor, a list or a dict."""
+    import keras
+
     return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
@@ -274,6 +277,7 @@ def _write(model, function, specs, example, xla, path):
 
 def _traced(model, function, specs, xla):
     """The concrete function of a signature."""
+    import keras
     import tensorflow as tf
 
     structure = _structure(model)
@@ -444,25 +448,6 @@ def _require_equal(what, got, expected, tolerance):
 # The folder.
 
 
-@contextlib.contextmanager
-def _locked(folder):
-    """Lets one process at a time write into a model's folder, downloads too."""
-    with open(folder / ".lock", "w") as handle:
-        # Released by the system when the process ends, however it ends.
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _clear(folder):
-    """Removes what a process that was killed has left. The lock must be held."""
-    for replaced in folder.glob(".*.replaced"):
-        target = folder / replaced.name[1 : -len(".replaced")]
-        if not target.exists():  # killed between the two renames of `_place`
-            os.rename(replaced, target)
-    for leftover in (*folder.glob(".*.partial"), *folder.glob(".*.replaced")):
-        shutil.rmtree(leftover)
-
-
 def _version(folder, version, overwrite):
     taken = [int(e.name) for e in folder.iterdir() if VERSION.fullmatch(e.name)]
     if version is None:
@@ -474,30 +459,3 @@ def _version(folder, version, overwrite):
             f"version={version}"
         )
     return int(version)
-
-
-def _place(partial, target):
-    """Gives a finished folder its name, in one step where the system can."""
-    if not target.exists():
-        os.rename(partial, target)
-    elif _exchange(partial, target):
-        shutil.rmtree(partial)
-    else:
-        replaced = target.parent / f".{target.name}.replaced"
-        os.rename(target, replaced)
-        os.rename(partial, target)
-        shutil.rmtree(replaced)
-
-
-def _exchange(one, other):
-    """Swaps two names at once; returns whether this system and file system can."""
-    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if rename is None:
-        return False
-    here, swap = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    if rename(here, os.fsencode(one), here, os.fsencode(other), swap) == 0:
-        return True
-    code = ctypes.get_errno()
-    if code in (errno.ENOSYS, errno.EINVAL):
-        return False
-    raise OSError(code, os.strerror(code), os.fspath(other))

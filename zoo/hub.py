@@ -12,8 +12,6 @@ arrives, in a folder that no server looks at, and the whole is then renamed into
 place, so that a servable name never holds half a model.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import io
 import json
@@ -24,6 +22,8 @@ import time
 import urllib.parse
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from . import placing
 
 INDEX = "index.json"
 CARD = "README.md"
@@ -193,12 +193,8 @@ def download(name, source=None, directory=None, version=None, force=False):
     folder = Path(directory or home()).expanduser() / name
     target = folder / str(model.version)
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
-        # Holding the lock, what another download left here is left by a dead one.
+    with placing.locked(folder):
         partial = folder / f".{model.version}.partial"
-        replaced = folder / f".{model.version}.replaced"
-        for leftover in (partial, replaced):
-            _remove(leftover)
         card = folder / CARD
         card_missing = _difference(folder, (model.card,)) is not None
         missing = not os.path.lexists(target)
@@ -223,13 +219,10 @@ def download(name, source=None, directory=None, version=None, force=False):
             if card_missing:
                 os.replace(partial / CARD, card)
             if missing:
-                if os.path.lexists(target):
-                    os.rename(target, replaced)
-                os.rename(partial / str(model.version), target)
+                placing.place(partial / str(model.version), target)
                 _sync(folder)
         finally:
-            _remove(partial)
-            _remove(replaced)
+            placing.remove(partial)
     return target
 
 
@@ -612,22 +605,6 @@ def _files(folder):
 
 def _subfolders(folder):
     return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-
-
-@contextlib.contextmanager
-def _locked(folder):
-    with open(folder / ".lock", "w") as handle:
-        # Released by the system when the process ends, however it ends.
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-
-
-def _remove(place):
-    """Removes a folder, a file or a link; nothing there is fine."""
-    if place.is_dir() and not place.is_symlink():
-        shutil.rmtree(place)
-    else:
-        place.unlink(missing_ok=True)
 
 
 def _sync(folder):
