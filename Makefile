@@ -5,13 +5,14 @@ PY := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: quickstart test test-fast test-all lint format bench readme pretrained clean
+.PHONY: quickstart test test-fast test-all lint format bench readme pretrained \
+        quickstart-output clean
 
 quickstart: $(STAMP)
-	$(PY) -m kzoo.zoo.quickstart
+	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.quickstart
 
 $(STAMP): setup.cfg pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "kzoo needs Python 3.11 or newer; this is " + sys.version.split()[0])'
+	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(not (3, 11) <= v < (3, 14) and "kzoo needs Python 3.11 to 3.13; this is " + sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip "setuptools>=77" wheel
 	$(PY) -m pip install --quiet --no-build-isolation --editable ".[test,serve,jax]"
@@ -29,7 +30,7 @@ test: lint
 test-fast: lint
 	KERAS_BACKEND=tensorflow $(PY) -m pytest -m "not slow"
 
-# The full cross product (dtypes x pairs x seeds), which takes long.
+# The full cross product of dtypes and pairs, which takes long.
 test-all: lint
 	KERAS_BACKEND=tensorflow $(PY) -m pytest --all
 	KERAS_BACKEND=jax $(PY) -m pytest --all
@@ -39,14 +40,19 @@ format: $(STAMP)
 	$(VENV)/bin/ruff format .
 
 bench: $(STAMP)
-	$(PY) benchmarks/step_time.py
+	KERAS_BACKEND=tensorflow $(PY) benchmarks/step_time.py
 
 # Maintainers' commands: they write what is committed.
 pretrained: $(STAMP)
-	$(PY) -m kzoo.zoo.pretrained
+	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.pretrained
+
+# README shows what this printed.
+quickstart-output: $(STAMP)
+	rm -rf runs/quickstart
+	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.quickstart > docs/quickstart.txt
 
 readme: $(STAMP)
-	$(PY) docs/make_readme.py
+	KERAS_BACKEND=tensorflow $(PY) docs/make_readme.py
 
 clean:
 	rm -rf runs build dist *.egg-info .pytest_cache .ruff_cache
