@@ -1,8 +1,12 @@
 """The harness bites: wrong components, each refused by the check it breaks."""
 
 import inspect
+import os
+import pathlib
 import random
 import shutil
+import subprocess
+import sys
 import types
 
 import keras
@@ -13,6 +17,7 @@ from keras import ops
 import harness
 from harness import fresh
 from harness import session as harness_session
+from harness.skips import StrictSkips
 from kzoo.layers.ops import random as kzoo_random
 
 BACKEND = keras.backend.backend()
@@ -943,3 +948,100 @@ def test_a_wrong_metric_is_refused(cls, check):
     with pytest.raises(harness.ContractError) as caught:
         metric(cls)
     assert caught.value.check == check, caught.value
+
+
+# --- the session: skips, backends, the processes at its end -----------------------
+
+SKIPS = """
+import pytest
+
+def test_passes():
+    pass
+
+def test_skips():
+    pytest.skip("no time")
+
+@pytest.mark.xfail(reason="known")
+def test_fails():
+    assert False
+"""
+
+
+@pytest.mark.parametrize(
+    ("listed", "unlisted"),
+    [
+        ("", {"test_skips": "no time", "test_fails": "known"}),
+        ("test_skips: no time\n", {"test_fails": "known"}),
+        (
+            "test_skips: no other reason\ntest_fails: known\n",
+            {"test_skips": "no time"},
+        ),
+        ("# why\n\ntest_skips: no time\ntest_fails: known\n", {}),
+    ],
+)
+def test_only_listed_skips_pass(listed, unlisted, tmp_path):
+    (tmp_path / "test_one.py").write_text(SKIPS)
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    lines = [
+        f"test_one.py::{line}" if line.startswith("test_") else line
+        for line in listed.splitlines()
+    ]
+    (tmp_path / "allowed.txt").write_text("\n".join(lines))
+    plugin = StrictSkips(tmp_path / "allowed.txt")
+    options = ["-q", "--import-mode=importlib", "-p", "no:cacheprovider"]
+    options += ["-c", str(tmp_path / "pytest.ini")]
+    code = pytest.main([*options, str(tmp_path)], plugins=[plugin])
+    assert plugin.unlisted == {f"test_one.py::{k}": v for k, v in unlisted.items()}
+    assert code == (pytest.ExitCode.TESTS_FAILED if unlisted else pytest.ExitCode.OK)
+
+
+def test_a_listed_skip_needs_its_reason(tmp_path):
+    (tmp_path / "allowed.txt").write_text("test_one.py::test_skips\n")
+    with pytest.raises(ValueError, match="<test id>: <reason>"):
+        StrictSkips(tmp_path / "allowed.txt")
+
+
+CONFTEST = """
+import keras
+import pytest
+from harness import check_metric
+
+@pytest.mark.tensorflow
+def test_of_tensorflow():
+    assert keras.backend.backend() == "tensorflow"
+
+@pytest.mark.jax
+def test_of_jax():
+    assert keras.backend.backend() == "jax"
+
+def test_skips():
+    pytest.skip("no time")
+"""
+
+
+def test_conftest_deselects_appends_and_is_strict(tmp_path):
+    (tmp_path / "test_one.py").write_text(CONFTEST)
+    root = pathlib.Path(__file__).parents[1]
+    options = ["-v", "-p", "conftest", "-p", "no:cacheprovider"]
+    config = ["-c", root / "pyproject.toml", "--rootdir", tmp_path]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *config, tmp_path],
+        env={**os.environ, "CI": "1", "PYTHONPATH": str(root / "tests")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    lines = done.stdout.splitlines()
+    (passed,) = [line.split("::")[1] for line in lines if "PASSED" in line]
+    assert passed.startswith(f"test_of_{BACKEND} "), done.stdout
+    last = ["other backend", *(["fresh process"] if BACKEND == "tensorflow" else [])]
+    skipped = [line for line in lines if "::" in line and "SKIPPED" in line]
+    assert [line.split("::")[1].split(" SKIPPED")[0] for line in skipped] == [
+        "test_skips",
+        *last,
+    ]
+    assert "1 deselected" in lines[-1]
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "skips that allowed_skips.txt does not name" in done.stdout
+    assert "test_one.py::test_skips: no time" in done.stdout
