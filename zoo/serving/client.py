@@ -5,8 +5,6 @@ import http.client
 import json
 import urllib.parse
 
-import numpy as np
-
 from . import tensors
 from .status import HTTP_STATUS, Code, ServingError
 
@@ -73,7 +71,7 @@ class _Client:
                 f"Expected the inputs {sorted(expected)}. Received: {sorted(inputs)}"
             )
         arrays = {
-            input: _typed(input, value, expected[input]["dtype"])
+            input: tensors.typed(input, value, expected[input]["dtype"])
             for input, value in inputs.items()
         }
         return self._predict(name, arrays, version, label, key, signatures[key])
@@ -313,45 +311,6 @@ class GrpcClient(_Client):
                     f"No server answers at {self._target}: {message}"
                 ) from error
             raise ServingError(code, message) from None
-
-
-def _typed(name, value, dtype):
-    """The value as an array of an input's type, if nothing is lost but precision."""
-    try:
-        # NumPy's own strings would lose zero bytes at their ends.
-        array = np.asarray(value, object if dtype == "DT_STRING" else None)
-    except ValueError:
-        raise ValueError(
-            f"Expected lists of equal lengths for input {name!r}. Received: ragged ones"
-        ) from None
-    if dtype == "DT_STRING":
-        flat = [v.encode() if isinstance(v, str) else v for v in array.ravel().tolist()]
-        if not all(isinstance(v, bytes) for v in flat):
-            raise ValueError(
-                f"Expected strings for input {name!r}. Received: {array.dtype}"
-            )
-        result = np.empty(len(flat), object)
-        result[:] = flat
-        return result.reshape(array.shape)
-    if dtype not in tensors.NUMPY_TYPES:
-        return array
-    wanted = np.dtype(tensors.NUMPY_TYPES[dtype])
-    # Python numbers come as int64 and float64; whole numbers may become smaller ones
-    # as long as their values fit.
-    if array.dtype != wanted:
-        fits = array.dtype.kind == "f" and wanted.kind == "f"
-        if array.dtype.kind in "iu" and wanted.kind in "iuf":
-            limits = np.iinfo(wanted) if wanted.kind in "iu" else None
-            fits = limits is None or (
-                not array.size
-                or (array.min() >= limits.min and array.max() <= limits.max)
-            )
-        if not fits and array.size:
-            raise ValueError(
-                f"Expected {wanted.name} for input {name!r}. Received: "
-                f"{array.dtype.name}"
-            )
-    return array.astype(wanted)
 
 
 def _to_json(array):

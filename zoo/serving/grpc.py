@@ -6,6 +6,7 @@ from concurrent import futures
 import numpy as np
 import tensorflow as tf
 
+from .servable import from_proto
 from .status import Code, ServingError, invalid
 
 try:
@@ -130,7 +131,7 @@ class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):
             signature = servable.signature(request.model_spec.signature_name)
             limit = self.core.max_request_bytes
             inputs = {
-                key: from_proto(proto, signature.inputs, key, limit)
+                key: _input(proto, signature.inputs, key, limit)
                 for key, proto in request.inputs.items()
             }
             outputs = servable.predict(
@@ -198,7 +199,7 @@ class _Status(model_service_pb2_grpc.ModelServiceServicer):
         return response
 
 
-def from_proto(proto, infos, name, limit):
+def _input(proto, infos, name, limit):
     """Makes an array of a TensorProto that a client sent.
 
     Args:
@@ -224,16 +225,7 @@ def from_proto(proto, infos, name, limit):
             f"input {name!r} expects to be {_type_name(infos[name].dtype)} but is "
             f"{_type_name(proto.dtype)}"
         )
-    sizes = [dim.size for dim in proto.tensor_shape.dim]
-    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
-        raise invalid(f"tensor parsing error: {name}: the shape is not known")
-    dtype = tf.as_dtype(proto.dtype)
-    if int(np.prod(sizes, dtype=object)) * dtype.size > limit:
-        raise invalid(f"tensor parsing error: {name}: more than {limit} bytes")
-    try:
-        return tf.make_ndarray(proto)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise invalid(f"tensor parsing error: {name}: {error}") from None
+    return from_proto(proto, name, limit)
 
 
 def to_proto(array):

@@ -14,6 +14,7 @@ DEFAULT_SIGNATURE = "serving_default"
 INIT_SIGNATURE = "__saved_model_init_op"
 WARMUP_REQUESTS = Path("assets.extra") / "tf_serving_warmup_requests"
 MAX_WARMUP_REQUESTS = 1000
+MAX_WARMUP_BYTES = 64 << 20  # of one input
 
 
 class Servable:
@@ -151,7 +152,10 @@ class Servable:
                 log = prediction_log_pb2.PredictionLog.FromString(record)
                 request = log.predict_log.request
                 self.predict(
-                    {name: tf.make_ndarray(p) for name, p in request.inputs.items()},
+                    {
+                        name: from_proto(proto, name, MAX_WARMUP_BYTES)
+                        for name, proto in request.inputs.items()
+                    },
                     request.model_spec.signature_name,
                 )
         except (tf.errors.OpError, DecodeError) as error:
@@ -175,6 +179,33 @@ class Servable:
         with self._condition:
             self._condition.wait_for(lambda: not self._users)
         self._session.close()
+
+
+def from_proto(proto, name, limit):
+    """Makes an array of a TensorProto that came from outside.
+
+    Args:
+        proto: The TensorProto.
+        name: The input's name, for errors.
+        limit: The most bytes that the array may take: a proto of some bytes can
+            describe a tensor of any size.
+
+    Returns:
+        numpy.ndarray.
+
+    Raises:
+        ServingError: It is larger, or it contradicts itself.
+    """
+    sizes = [dim.size for dim in proto.tensor_shape.dim]
+    if proto.tensor_shape.unknown_rank or any(size < 0 for size in sizes):
+        raise invalid(f"tensor parsing error: {name}: the shape is not known")
+    try:
+        dtype = tf.as_dtype(proto.dtype)
+        if int(np.prod(sizes, dtype=object)) * dtype.size > limit:
+            raise invalid(f"tensor parsing error: {name}: more than {limit} bytes")
+        return tf.make_ndarray(proto)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise invalid(f"tensor parsing error: {name}: {error}") from None
 
 
 def _session(path, meta_graph):

@@ -118,6 +118,58 @@ def from_json(value, dtype, name):
     return array.reshape(shape)
 
 
+def typed(name, value, dtype):
+    """Makes an array of an input's type, if nothing is lost but precision.
+
+    Args:
+        name: The input's name, for errors.
+        value: Array or nested lists.
+        dtype: The input's type, named as in a signature's metadata. Of one that is
+            not in `NUMPY_TYPES`, the array stays as it is.
+
+    Returns:
+        numpy.ndarray; strings as `bytes` in an array of objects.
+
+    Raises:
+        ValueError: The value is ragged, of another kind, or does not fit.
+    """
+    try:
+        # NumPy's own strings would lose zero bytes at their ends.
+        array = np.asarray(value, object if dtype == "DT_STRING" else None)
+    except ValueError:
+        raise ValueError(
+            f"Expected lists of equal lengths for input {name!r}. Received: ragged ones"
+        ) from None
+    if dtype == "DT_STRING":
+        flat = [v.encode() if isinstance(v, str) else v for v in array.ravel().tolist()]
+        if not all(isinstance(v, bytes) for v in flat):
+            raise ValueError(
+                f"Expected strings for input {name!r}. Received: {array.dtype}"
+            )
+        result = np.empty(len(flat), object)
+        result[:] = flat
+        return result.reshape(array.shape)
+    if dtype not in NUMPY_TYPES:
+        return array
+    wanted = np.dtype(NUMPY_TYPES[dtype])
+    # Python numbers come as int64 and float64; whole numbers may become smaller ones
+    # as long as their values fit.
+    if array.dtype != wanted:
+        fits = array.dtype.kind == "f" and wanted.kind == "f"
+        if array.dtype.kind in "iu" and wanted.kind in "iuf":
+            limits = np.iinfo(wanted) if wanted.kind in "iu" else None
+            fits = limits is None or (
+                not array.size
+                or (array.min() >= limits.min and array.max() <= limits.max)
+            )
+        if not fits and array.size:
+            raise ValueError(
+                f"Expected {wanted.name} for input {name!r}. Received: "
+                f"{array.dtype.name}"
+            )
+    return array.astype(wanted)
+
+
 def to_json(array, name):
     """Makes nested lists of a tensor, ready for `json.dumps`.
 

@@ -1,6 +1,7 @@
 """The server as a whole: start, new versions under load, stop."""
 
 import concurrent.futures
+import contextlib
 import itertools
 import os
 import shutil
@@ -165,6 +166,23 @@ class TestWarmUp:
         )
         with Server({"m": tmp_path}, poll_seconds=None):
             assert [x["x"].tolist() for x in seen] == [[1.0], [2.0]]
+
+    def test_a_small_request_that_says_it_is_huge_is_refused(self, tmp_path):
+        from kzoo.zoo.serving.servable import Servable
+
+        write(tmp_path, 1, 1)
+        file = self.write(tmp_path / "1", [])
+        huge = tf.make_tensor_proto(np.float32([1.0]))
+        huge.tensor_shape.dim[0].size = 1 << 40  # 4 TiB of ones
+        from tensorflow_serving.apis import prediction_log_pb2
+
+        log = prediction_log_pb2.PredictionLog()
+        log.predict_log.request.inputs["x"].CopyFrom(huge)
+        with tf.io.TFRecordWriter(str(file)) as writer:
+            writer.write(log.SerializeToString())
+        with contextlib.closing(Servable(tmp_path / "1")) as servable:
+            with pytest.raises(ServingError, match="more than 67108864 bytes"):
+                servable.warm_up(tmp_path / "1")
 
     def test_without_the_protocol_buffers_there_is_none(self, tmp_path, monkeypatch):
         write(tmp_path, 1, 1)

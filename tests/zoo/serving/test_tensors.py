@@ -145,3 +145,40 @@ def test_strings_are_text_or_binary_by_name():
 def test_types_without_a_json_form_are_refused():
     refused(lambda: tensors.to_json(np.zeros(1, np.complex64), "y"), "complex64")
     refused(lambda: tensors.to_json(np.zeros(1, np.float16), "y"), "float16")
+
+
+@pytest.mark.parametrize(
+    "value, dtype, expected",
+    [
+        ([3], "DT_UINT8", np.uint8([3])),
+        ([127, -128], "DT_INT8", np.int8([127, -128])),
+        ([1, 2], "DT_FLOAT", np.float32([1, 2])),
+        (np.float64([0.1]), "DT_FLOAT", np.float32([0.1])),
+        ([[True]], "DT_BOOL", np.array([[True]])),
+    ],
+)
+def test_what_a_user_gives_becomes_the_inputs_type(value, dtype, expected):
+    array = tensors.typed("x", value, dtype)
+    assert array.dtype == expected.dtype
+    np.testing.assert_array_equal(array, expected)
+
+
+def test_strings_become_bytes_and_keep_their_zeros():
+    array = tensors.typed("x", ["é", b"a\0"], "DT_STRING")
+    assert array.tolist() == ["é".encode(), b"a\0"]
+
+
+@pytest.mark.parametrize(
+    "value, dtype",
+    [
+        ([300], "DT_INT8"),
+        ([-1], "DT_UINT8"),
+        ([0.5], "DT_INT32"),
+        ([[1], [1, 2]], "DT_FLOAT"),
+        ([1], "DT_STRING"),
+        (["1"], "DT_FLOAT"),
+    ],
+)
+def test_what_does_not_fit_an_input_is_refused(value, dtype):
+    with pytest.raises(ValueError, match="'x'.*Received"):
+        tensors.typed("x", value, dtype)
