@@ -1,1 +1,49 @@
 """Models, metrics, data, training, export and serving built on kzoo layers."""
+
+import importlib
+
+from .export import export
+from .registry import ModelInfo, build, info, list_models, register_model
+
+# Loaded on first use, so that listing models needs neither tensorflow-datasets nor
+# whatever else the function would bring with it. (Not `export`, which its own module
+# of that name would hide once it is imported.)
+_LAZY = {
+    "classification": ".predictive",
+    "download": ".hub",
+    "evaluate": ".training",
+    "load": ".datasets",
+    "resolve": ".hub",
+    "train": ".training",
+}
+
+__all__ = [
+    "ModelInfo",
+    "build",
+    "classification",
+    "datasets",
+    "download",
+    "evaluate",
+    "export",
+    "info",
+    "list_models",
+    "load",
+    "metrics",
+    "models",
+    "register_model",
+    "resolve",
+    "train",
+    "training",
+]
+
+
+def __getattr__(name):
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name], __name__), name)
+    if name in __all__:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return __all__

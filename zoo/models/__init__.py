@@ -1,1 +1,5 @@
-"""Architectures, one file each; layer factories are arguments."""
+"""Architectures; importing this package registers their models."""
+
+from . import resnet
+
+__all__ = ["resnet"]

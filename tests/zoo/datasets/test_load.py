@@ -158,6 +158,19 @@ def test_two_processes_prepare_at_once(tmp_path):
     assert os.listdir(tmp_path / "digits") == ["1.0.0"]
 
 
+def test_a_rival_is_done_before_this_process_starts(tmp_path, monkeypatch):
+    prepare = Digits.download_and_prepare
+
+    def late(self, **kwargs):
+        with monkeypatch.context() as patch:
+            patch.setattr(Digits, "download_and_prepare", prepare)
+            load("digits", data_dir=tmp_path)
+        prepare(self, **kwargs)
+
+    monkeypatch.setattr(Digits, "download_and_prepare", late)
+    assert len(labels(load("digits", "test", data_dir=tmp_path)[0])) == 359
+
+
 def test_a_real_error_is_reported(tmp_path):
     (tmp_path / "digits").write_text("a file where a folder should be")
     with pytest.raises(OSError, match="digits"):

@@ -1,0 +1,102 @@
+"""Training batches: which examples, in which order, shifted how."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from kzoo.zoo.training.batches import shift_images, training_batches
+
+pytestmark = pytest.mark.tensorflow
+
+N, B = 23, 5
+IMAGES = np.random.default_rng(0).integers(1, 17, (N, 6, 7, 2)).astype("uint8")
+
+
+def batches(**changes):
+    """Returns the labels, which number the examples, and the images by batch."""
+    arguments = {
+        "batch_size": B,
+        "copies": 1,
+        "max_shift": 0,
+        "seed": 0,
+        "first_epoch": 0,
+        "epochs": 3,
+        **changes,
+    }
+    examples = tf.data.Dataset.from_tensor_slices((IMAGES, np.arange(N)))
+    x, y = zip(*training_batches(examples, N, **arguments), strict=True)
+    return np.stack(y), np.stack(x)
+
+
+def test_every_epoch_has_other_examples_in_another_order():
+    labels, images = batches()
+    assert labels.shape == (3 * 4, B)  # 4 whole batches an epoch, 3 examples left
+    np.testing.assert_array_equal(images, IMAGES[labels])
+    epochs = labels.reshape(3, -1)
+    for epoch in epochs:
+        assert len(set(epoch)) == 20
+    assert len({frozenset(epoch) for epoch in epochs}) > 1
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+
+
+def test_the_seed_decides_and_nothing_else():
+    tf.random.set_seed(1)
+    labels, images = batches(max_shift=1)
+    tf.random.set_seed(2)
+    again, same = batches(max_shift=1)
+    np.testing.assert_array_equal(labels, again)
+    np.testing.assert_array_equal(images, same)
+    other, _ = batches(max_shift=1, seed=1)
+    assert not np.array_equal(labels, other)
+    for seed in (-1, 2**40):
+        batches(seed=seed)
+
+
+def test_later_epochs_do_not_depend_on_where_the_run_starts():
+    whole = batches(max_shift=2)
+    tail = batches(max_shift=2, first_epoch=2)
+    for a, b in zip(whole, tail, strict=True):
+        np.testing.assert_array_equal(a[2 * 4 :], b)
+
+
+def test_copies_come_one_after_the_other():
+    labels, images = batches(copies=3, max_shift=1)
+    once, image = batches(max_shift=1)
+    np.testing.assert_array_equal(labels, np.tile(once, (1, 3)))
+    np.testing.assert_array_equal(images, np.tile(image, (1, 3, 1, 1, 1)))
+
+
+def shifted(image, dy, dx):
+    """The image with its pixel (r, c) taken from (r + dy, c + dx), or zero."""
+    height, width, _ = image.shape
+    out = np.zeros_like(image)
+    for r in range(height):
+        for c in range(width):
+            if 0 <= r + dy < height and 0 <= c + dx < width:
+                out[r, c] = image[r + dy, c + dx]
+    return out
+
+
+def test_shifts_are_all_of_those_allowed_and_uniform():
+    m, rows = 1, 1800
+    images = tf.constant(np.repeat(IMAGES[:1], rows, 0))
+    out = shift_images(images, m, [3, 4]).numpy()
+    assert out.dtype == np.uint8
+    offsets = [(dy, dx) for dy in range(-m, m + 1) for dx in range(-m, m + 1)]
+    counts = [
+        (out == shifted(IMAGES[0], dy, dx)).all((1, 2, 3)).sum() for dy, dx in offsets
+    ]
+    assert sum(counts) == rows  # every image is one of the nine shifts
+    # Each has probability 1/9: within 5 standard deviations of 200.
+    assert np.abs(np.array(counts) - 200).max() < 5 * np.sqrt(200 * 8 / 9)
+
+
+def test_shifts_differ_by_step_epoch_and_key():
+    labels, images = batches(max_shift=2, epochs=2)
+    found = {}
+    for y, x in zip(labels.reshape(-1), images.reshape(-1, 6, 7, 2), strict=True):
+        found.setdefault(y, []).append(x.tobytes())
+    assert sum(len(set(x)) > 1 for x in found.values()) > 10
+    a = shift_images(tf.constant(IMAGES), 2, [0, 1])
+    b = shift_images(tf.constant(IMAGES), 2, [0, 2])
+    assert not np.array_equal(a, b)

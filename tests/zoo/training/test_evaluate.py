@@ -1,0 +1,101 @@
+"""Evaluation against explicit formulas over the whole split."""
+
+import keras
+import numpy as np
+import pytest
+
+from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
+from kzoo.zoo import evaluate, load
+from kzoo.zoo.metrics import ExpectedCalibrationError
+
+
+@pytest.fixture(scope="module")
+def validation(data_dir):
+    dataset, _ = load("digits", "validation", data_dir=data_dir)
+    images, labels = zip(*dataset.as_numpy_iterator(), strict=True)
+    return np.stack(images), np.array(labels)
+
+
+def ensemble(members=3):
+    image = keras.Input((8, 8, 1), name="image")
+    x = TileMembers(members)(keras.layers.Flatten()(image))
+    normal = keras.initializers.RandomNormal(1, 0.5)
+    x = DenseBatchEnsemble(
+        10, ensemble_size=members, alpha_initializer=normal, gamma_initializer=normal
+    )(x)
+    return keras.Model(image, AverageMembers(members)(x))
+
+
+def member_probabilities(model, images):
+    layer = model.layers[-2]
+    kernel, alpha, gamma = (
+        keras.ops.convert_to_numpy(v).astype("float64")
+        for v in (layer.kernel, layer.alpha, layer.gamma)
+    )
+    x = images.reshape(len(images), -1)
+    logits = np.stack(
+        [(x * alpha[m]) @ kernel * gamma[m] for m in range(len(alpha))], axis=1
+    )
+    e = np.exp(logits - logits.max(-1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def entropy(p):
+    return -np.where(p > 0, p * np.log(np.maximum(p, 1e-300)), 0).sum(-1)
+
+
+def test_equals_explicit_formulas(validation, data_dir):
+    model = ensemble()
+    model.layers[-2].shared.kernel.assign(0.2 * model.layers[-2].shared.kernel)
+    images, labels = validation
+    members = member_probabilities(model, images)
+    probs = members.mean(1)
+    figures = evaluate(model, split="validation", data_dir=data_dir)
+    total = entropy(probs)
+    expected = {
+        "accuracy": (probs.argmax(-1) == labels).mean(),
+        "nll": -np.log(probs[np.arange(len(labels)), labels]).mean(),
+        "brier": ((probs - np.eye(10)[labels]) ** 2).sum(-1).mean(),
+        "predictive_entropy": total.mean(),
+        "mutual_information": (total - entropy(members).mean(1)).mean(),
+        "members": 3,
+        "parameters": 64 * 10 + 3 * (64 + 10 + 10),
+        "examples": 180,
+    }
+    ece = ExpectedCalibrationError()
+    ece.update_state(labels, probs)
+    expected["ece"] = float(ece.result())
+    assert figures == pytest.approx(expected, rel=1e-4)
+    assert set(figures) == set(expected)
+    assert figures["mutual_information"] > 0.01
+
+
+def test_the_batch_size_does_not_matter(data_dir):
+    model = ensemble()
+    whole, parts = (
+        evaluate(model, split="validation", batch_size=n, data_dir=data_dir)
+        for n in (180, 50)
+    )
+    assert parts == pytest.approx(whole, rel=1e-5)
+
+
+def test_bins_and_split_are_the_callers(data_dir):
+    model = ensemble()
+    one = evaluate(model, split="train[:100]", num_bins=1, data_dir=data_dir)
+    many = evaluate(model, split="train[:100]", num_bins=50, data_dir=data_dir)
+    assert one["examples"] == many["examples"] == 100
+    assert one["ece"] < many["ece"]
+    with pytest.raises(ValueError, match="dev"):
+        evaluate(model, split="dev", data_dir=data_dir)
+
+
+def test_leaves_a_compiled_model_as_it_is(data_dir):
+    model = keras.Sequential(
+        [keras.Input((8, 8, 1)), keras.layers.Flatten(), keras.layers.Dense(10)]
+    )
+    model.compile(loss="mse")
+    before = model.get_weights()
+    evaluate(model, split="validation", data_dir=data_dir)
+    assert model.loss == "mse"
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

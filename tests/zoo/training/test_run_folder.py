@@ -1,0 +1,159 @@
+"""A run's folder: whatever line an interruption hits, a whole state is left."""
+
+import json
+import sys
+
+import keras
+import numpy as np
+import pytest
+from keras.src.callbacks import backup_and_restore
+
+from kzoo.zoo.training import run_folder
+from kzoo.zoo.training.run_folder import RunFolder, Snapshots
+
+WATCHED = {run_folder.__file__, backup_and_restore.__file__}
+
+
+def interrupted_at_line(count, function):
+    """Calls a function and raises at the count-th line that runs in these files.
+
+    Returns whether there were so many lines.
+    """
+    left = [count]
+
+    def trace(frame, event, argument):
+        if frame.f_code.co_filename not in WATCHED:
+            return None
+        if event == "line":
+            left[0] -= 1
+            if left[0] == 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+        return trace
+
+    sys.settrace(trace)
+    try:
+        function()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(None)
+    return False
+
+
+def network():
+    model = keras.Sequential(
+        [keras.Input((2,)), keras.layers.Dense(1), keras.layers.Dropout(0.5, seed=1)]
+    )
+    model.compile(keras.optimizers.SGD(momentum=0.9), loss="mse")
+    model.optimizer.build(model.trainable_variables)
+    return model
+
+
+def fill(model, number):
+    """Writes a number into every variable of a model and its optimizer."""
+    for v in (*model.variables, *model.optimizer.variables):
+        v.assign(keras.ops.full(v.shape, number, dtype=v.dtype))
+
+
+def numbers(model):
+    values = (*model.variables, *model.optimizer.variables)
+    return {float(x) for v in values for x in np.ravel(keras.ops.convert_to_numpy(v))}
+
+
+def callback(folder, model):
+    _, record = folder.progress()
+    snapshots = Snapshots(folder, record)
+    snapshots.set_model(model)
+    return snapshots
+
+
+def train_epoch(snapshots, epoch):
+    fill(snapshots.model, epoch + 1)
+    snapshots.on_epoch_end(epoch, {"loss": epoch + 1.0})
+
+
+def state(folder):
+    """What a new process would go on from."""
+    model = network()
+    fill(model, 0)
+    snapshots = callback(folder, model)
+    snapshots.on_train_begin()
+    epochs, record = folder.progress()
+    history = record["history"].get("loss", [])
+    assert history == [i + 1.0 for i in range(epochs)]
+    assert numbers(model) == {float(epochs)}
+    assert (model._initial_epoch or 0) == epochs
+    return epochs
+
+
+@pytest.mark.parametrize("done", [0, 1])
+def test_every_interruption_of_a_snapshot_leaves_a_whole_one(tmp_path, done):
+    line, reached = 0, set()
+    model = network()
+    while True:
+        line += 1
+        folder = RunFolder(tmp_path / str(line))
+        snapshots = callback(folder, model)
+        snapshots.on_train_begin()
+        for epoch in range(done):
+            train_epoch(snapshots, epoch)
+        hit = interrupted_at_line(line, lambda s=snapshots: train_epoch(s, done))
+        reached.add(state(folder))
+        # ... from which the next epochs can be saved.
+        snapshots = callback(folder, model)
+        snapshots.on_train_begin()
+        for epoch in range(folder.progress()[0], done + 2):
+            train_epoch(snapshots, epoch)
+        assert state(folder) == done + 2
+        assert len(list(folder.snapshots.iterdir())) == 1
+        if not hit:
+            break
+    assert line > 20
+    assert reached == {done, done + 1}
+
+
+def test_every_interruption_of_the_end_leaves_a_snapshot_or_a_model(tmp_path):
+    line, reached = 0, set()
+    model = network()
+    while True:
+        line += 1
+        folder = RunFolder(tmp_path / str(line))
+        snapshots = callback(folder, model)
+        snapshots.on_train_begin()
+        train_epoch(snapshots, 0)
+        record = snapshots.record
+        hit = interrupted_at_line(line, lambda f=folder, r=record: f.finish(model, r))
+        reached.add(folder.finished() is not None)
+        if folder.finished():
+            assert folder.finished() == record
+            saved = keras.models.load_model(folder.model).get_weights()
+            assert {float(x) for w in saved for x in np.ravel(w)} == {1.0}
+        else:
+            assert state(folder) == 1
+        if not hit:
+            break
+    assert line > 5 and reached == {True, False}
+
+
+def test_every_interruption_of_starting_anew_leaves_a_runs_folder(tmp_path):
+    line = 0
+    while True:
+        line += 1
+        folder = RunFolder(tmp_path / str(line))
+        with folder.open({"epochs": 1}, resume=True):
+            folder.history.write_text("{}")
+            folder.model.write_text("")
+            folder.snapshots.mkdir()
+
+        def anew(folder=folder):
+            with folder.open({"epochs": 2}, resume=False):
+                pass
+
+        hit = interrupted_at_line(line, anew)
+        with folder.open({"epochs": 2}, resume=False):
+            assert folder.finished() is None and not folder.model.exists()
+            assert json.loads(folder.config.read_text()) == {"epochs": 2}
+        if not hit:
+            break
+    assert line > 10

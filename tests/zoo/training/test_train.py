@@ -1,0 +1,377 @@
+"""Training: resumed runs equal uninterrupted ones, folders never mix two runs."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
+from kzoo.optimizers import Lookahead
+from kzoo.zoo import evaluate, registry, train
+from kzoo.zoo.training.run_folder import RunFolder
+
+EPOCHS, BATCH = 3, 32
+TRAIN, VALIDATION = "train[:130]", "validation[:60]"
+STEPS = 130 // BATCH
+
+
+def mlp():
+    """A network with all that training changes: weights, statistics, random states."""
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1), name="image"),
+            keras.layers.Rescaling(1 / 16),
+            keras.layers.Flatten(),
+            keras.layers.Dense(16, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.2, seed=1),
+            keras.layers.Dense(10),
+        ],
+    )
+
+
+def runner(data_dir, tmp_path):
+    """Returns a function that trains a fresh network, from the same weights."""
+
+    def run(folder="run", model=None, **changes):
+        keras.utils.set_random_seed(7)
+        model = model or mlp()
+        arguments = {
+            "epochs": EPOCHS,
+            "batch_size": BATCH,
+            "max_shift": 1,
+            "train_split": TRAIN,
+            "validation_split": VALIDATION,
+            "verbose": False,
+            **changes,
+        }
+        return train(model, run_dir=tmp_path / folder, data_dir=data_dir, **arguments)
+
+    return run
+
+
+@pytest.fixture
+def run(data_dir, tmp_path):
+    return runner(data_dir, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(data_dir, tmp_path_factory):
+    return runner(data_dir, tmp_path_factory.mktemp("whole"))()
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Presses Ctrl-C at the beginning of a batch of an epoch."""
+
+    def __init__(self, epoch, batch):
+        super().__init__()
+        self.at, self.epoch = (epoch, batch), None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch = epoch
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if (self.epoch, batch) == self.at:
+            raise KeyboardInterrupt
+
+
+def assert_same_run(a, b):
+    assert a.history.keys() == b.history.keys()
+    for name in a.history:
+        np.testing.assert_allclose(a.history[name], b.history[name], atol=1e-6)
+        assert len(a.history[name]) == EPOCHS
+    assert_same_weights(a.model, b.model)
+    best = [keras.models.load_model(r.run_dir / "best.keras") for r in (a, b)]
+    assert_same_weights(*best)
+
+
+def assert_same_weights(a, b):
+    for x, y in zip(a.get_weights(), b.get_weights(), strict=True):
+        np.testing.assert_allclose(x, y, atol=1e-6)
+
+
+def files(folder):
+    """Returns the content of every file of a folder, but for the lock."""
+    return {
+        p.relative_to(folder): p.read_bytes()
+        for p in folder.rglob("*")
+        if p.is_file() and p.name != "lock"
+    }
+
+
+# What comes out.
+
+
+def test_learns_and_keeps_everything(run, data_dir):
+    result = run(epochs=12, train_split="train", learning_rate=5e-2)
+    assert not result.reused and result.seconds > 0
+    assert result.history["val_accuracy"][-1] > 0.7
+    assert result.history["nll"][-1] < 0.7 * result.history["nll"][0]
+    folder = result.run_dir
+    names = {"best.keras", "config.json", "history.json", "lock", "model.keras"}
+    assert {p.name for p in folder.iterdir()} == {*names, "tensorboard"}
+    record = json.loads((folder / "history.json").read_text())
+    assert record == {"history": result.history, "seconds": result.seconds}
+    assert_same_weights(keras.models.load_model(folder / "model.keras"), result.model)
+    logs = [p.parent.name for p in (folder / "tensorboard").rglob("events*")]
+    assert set(logs) == {"train", "validation"}
+
+    best = int(np.argmin(result.history["val_nll"]))
+    figures = evaluate(
+        keras.models.load_model(folder / "best.keras"),
+        split=VALIDATION,
+        data_dir=data_dir,
+    )
+    assert figures["nll"] == pytest.approx(result.history["val_nll"][best], rel=1e-4)
+    assert figures["accuracy"] == pytest.approx(result.history["val_accuracy"][best])
+
+
+def test_the_default_optimizer_is_lookahead_around_adam_on_a_cosine(run):
+    result = run(learning_rate=0.1, epochs=10)
+    optimizer = result.model.optimizer
+    assert isinstance(optimizer, Lookahead)
+    assert isinstance(optimizer.inner_optimizer, keras.optimizers.Adam)
+    schedule = optimizer.inner_optimizer._learning_rate
+    total, warmup = 10 * STEPS, 2  # 5 % of 40
+    for step in (0, 1, 2, 10, 21, 40):
+        if step < warmup:
+            expected = 0.1 * step / warmup
+        else:
+            part = (step - warmup) / (total - warmup)
+            expected = 0.05 * (1 + np.cos(np.pi * part))
+        assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["function", "instance", "schedule"])
+def test_optimizers_as_asked(run, kind):
+    constant = keras.optimizers.schedules.PiecewiseConstantDecay([1000], [0.5, 0.5])
+    asked = {
+        "function": {"optimizer": keras.optimizers.SGD, "learning_rate": 0.5},
+        "instance": {"optimizer": keras.optimizers.SGD(0.5)},
+        "schedule": {"optimizer": keras.optimizers.SGD, "learning_rate": constant},
+    }[kind]
+    optimizer = run(epochs=2, **asked).model.optimizer
+    assert type(optimizer) is keras.optimizers.SGD
+    config = optimizer.get_config()["learning_rate"]
+    if kind == "instance":
+        assert config == 0.5
+    elif kind == "schedule":
+        assert config["config"]["values"] == [0.5, 0.5]
+    else:
+        assert config["config"]["initial_learning_rate"] == 0.5  # no step to warm up
+
+
+class Rows(keras.layers.Layer):
+    """Remembers how many rows it was called with in training."""
+
+    seen = None
+
+    def call(self, inputs, training=False):
+        if training:
+            Rows.seen = inputs.shape[0]
+        return inputs
+
+
+def ensemble(members=4):
+    image = keras.Input((8, 8, 1), name="image")
+    x = TileMembers(members)(keras.layers.Rescaling(1 / 16)(image))
+    x = keras.layers.Flatten()(Rows()(x))
+    normal = keras.initializers.RandomNormal(1, 0.5)
+    x = DenseBatchEnsemble(
+        10, ensemble_size=members, alpha_initializer=normal, gamma_initializer=normal
+    )(x)
+    return keras.Model(image, AverageMembers(members)(x))
+
+
+@pytest.mark.parametrize(("members", "rows"), [("split", 32), ("tile", 128)])
+def test_members_share_or_repeat_a_batch(run, data_dir, members, rows):
+    result = run(
+        model=ensemble(),
+        members=members,
+        learning_rate=1e-2,
+        epochs=8,
+        train_split="train",
+    )
+    assert Rows.seen == rows
+    assert result.history["val_accuracy"][-1] > 0.6
+    figures = evaluate(result.model, split=VALIDATION, data_dir=data_dir)
+    assert figures["nll"] == pytest.approx(result.history["val_nll"][-1], rel=1e-4)
+
+
+def test_a_registered_recipe_is_the_default(data_dir, tmp_path, monkeypatch):
+    registry.list_models()
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+    registry.register_model(
+        "mlp_digits",
+        description="A test model.",
+        dataset="digits",
+        input_shape=(8, 8, 1),
+        paper="",
+        recipe={"epochs": 2, "batch_size": 100, "learning_rate": 0.5},
+    )(mlp)
+    arguments = {"data_dir": data_dir, "verbose": False, "train_split": "train[:300]"}
+    a = train("mlp_digits", run_dir=tmp_path / "a", **arguments)
+    assert len(a.history["loss"]) == 2
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["batch_size"] == 100 and config["dataset"] == "digits/1.0.0"
+    # The seed gives the first weights too, and what is asked for wins.
+    b = train("mlp_digits", run_dir=tmp_path / "b", **arguments)
+    assert_same_weights(a.model, b.model)
+    c = train("mlp_digits", run_dir=tmp_path / "c", seed=1, epochs=1, **arguments)
+    assert len(c.history["loss"]) == 1
+    assert abs(a.history["loss"][0] - c.history["loss"][0]) > 1e-4
+
+
+def test_without_validation(run):
+    result = run(validation_split=None, epochs=1)
+    assert set(result.history) == {"loss", "accuracy", "nll"}
+    assert not (result.run_dir / "best.keras").exists()
+
+
+# Interruptions.
+
+
+@pytest.mark.parametrize("at", [(0, 1), (1, 0), (2, 3)])
+def test_the_same_command_goes_on(run, uninterrupted, tmp_path, at):
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Interrupt(*at)])
+    assert not (tmp_path / "run" / "model.keras").exists()
+    seen = []
+    note = keras.callbacks.LambdaCallback(on_epoch_begin=lambda e, _: seen.append(e))
+    resumed = run(callbacks=[note])
+    assert seen == list(range(at[0], EPOCHS))
+    assert_same_run(resumed, uninterrupted)
+
+
+def test_goes_on_after_several_interruptions(run, uninterrupted):
+    for at in ((1, 1), (1, 2), (2, 3)):
+        with pytest.raises(KeyboardInterrupt):
+            run(callbacks=[Interrupt(*at)])
+    assert_same_run(run(), uninterrupted)
+
+
+def interrupt(*args):
+    raise KeyboardInterrupt
+
+
+def test_an_interruption_between_the_last_epoch_and_the_end(
+    run, uninterrupted, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run()
+    assert_same_run(run(), uninterrupted)
+
+
+def test_weights_averaged_at_the_end_are_so_after_a_late_interruption(run, monkeypatch):
+    def ema(learning_rate):
+        return keras.optimizers.SGD(learning_rate, use_ema=True, ema_momentum=0.5)
+
+    whole = run("whole", optimizer=ema, learning_rate=0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            run(optimizer=ema, learning_rate=0.1)
+    assert_same_run(run(optimizer=ema, learning_rate=0.1), whole)
+
+
+def test_a_later_fit_of_a_resumed_model_has_all_its_epochs(run):
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Interrupt(2, 0)])
+    model = run().model
+    x, y = np.zeros((4, 8, 8, 1)), np.zeros(4, int)
+    assert len(model.fit(x, y, epochs=3, verbose=0).epoch) == 3
+
+
+# One folder, one run.
+
+
+def test_a_finished_run_is_returned_and_not_run_again(run, monkeypatch):
+    first = run()
+    before = files(first.run_dir)
+    monkeypatch.setattr(keras.Model, "fit", None)
+    again = run()
+    assert again.reused and again.seconds == first.seconds
+    assert_same_run(again, first)
+    assert files(first.run_dir) == before
+
+
+def test_another_configuration_is_refused_or_starts_anew(run):
+    first = run(epochs=1)
+    before = files(first.run_dir)
+    for key, change in {
+        "epochs": {"epochs": 2},
+        "batch_size": {"batch_size": 16},
+        "seed": {"seed": 1},
+        "max_shift": {"max_shift": 0},
+        "members": {"members": "tile"},
+        "optimizer": {"learning_rate": 0.5},
+        "train_split": {"train_split": "train[:140]"},
+        "validation_split": {"validation_split": None},
+        "model": {"model": ensemble()},
+    }.items():
+        with pytest.raises(
+            ValueError, match=f"another configuration.*Received: .*{key}="
+        ):
+            run(**{"epochs": 1, **change})
+    assert files(first.run_dir) == before
+    anew = run(epochs=2, resume=False)
+    assert not anew.reused and len(anew.history["loss"]) == 2
+
+
+def test_starting_anew_repeats_a_run(run, uninterrupted):
+    first = run(epochs=1)
+    with pytest.raises(KeyboardInterrupt):
+        run(resume=False, callbacks=[Interrupt(1, 0)])
+    assert not (first.run_dir / "model.keras").exists()
+    assert_same_run(run(), uninterrupted)
+
+
+def test_names_that_keras_counts_are_no_difference(run):
+    first, again = run(epochs=1), run(epochs=1)
+    assert first.model.layers[2].name != again.model.layers[2].name
+    assert again.reused
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(run, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("the only copy")
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="thesis.txt"):
+            run(resume=resume)
+    assert files(tmp_path / "run") == {Path("thesis.txt"): b"the only copy"}
+
+
+def test_two_processes_cannot_train_in_one_folder(run):
+    with RunFolder(run(epochs=1).run_dir).open({}, resume=False):
+        with pytest.raises(RuntimeError, match="Another process"):
+            run(epochs=1)
+
+
+# Bad input.
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"members": "share"}, "'split' or 'tile'.*Received.*'share'"),
+        ({"batch_size": 131}, "at most 130.*Received: batch_size=131"),
+        ({"train_split": "dev"}, "dev"),
+        ({"validation_split": "dev"}, "dev"),
+        ({"optimizer": keras.optimizers.SGD(), "learning_rate": 1.0}, "Received"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything_is_written(
+    run, tmp_path, change, message
+):
+    with pytest.raises(ValueError, match=message):
+        run(**change)
+    assert not (tmp_path / "run").exists()
+
+
+def test_members_must_share_a_batch_evenly(run):
+    with pytest.raises(ValueError, match="divisible by the 4 members.*batch_size=30"):
+        run(model=ensemble(), batch_size=30)

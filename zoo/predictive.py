@@ -1,0 +1,107 @@
+"""From a classifier to its predictions and their uncertainty."""
+
+import keras
+from keras import ops
+
+from ..layers import AverageMembers
+from ..layers.ops.batch_ensemble import split_members
+from ..layers.ops.uncertainty import (
+    at_least_float32,
+    mutual_information,
+    predictive_entropy,
+)
+
+
+def ensemble_size(model):
+    """Returns M, the number of members that a classifier averages, or 1."""
+    return _split_off_average(model)[0]
+
+
+def classification(model):
+    """Gives a classifier's probabilities, those of its members, and uncertainty.
+
+    With p_m(c) the probability that member m gives to class c, p = (1/M) sum_m p_m
+    their mean and H the entropy, in nats:
+
+    - `probabilities`: p, `[B, C]`;
+    - `member_probabilities`: p_m, `[B, M, C]`;
+    - `predictive_entropy`: H[p], `[B]`;
+    - `mutual_information`: H[p] - (1/M) sum_m H[p_m], `[B]`.
+
+    Args:
+        model: A `keras.Model` that ends in logits `[B, C]`. If its last layer is
+            `kzoo.layers.AverageMembers`, its members are read in front of that;
+            any other model counts as one member.
+
+    Returns:
+        `(M, predict)`: the number of members, and a function from a batch of inputs
+        to a dict of the above, tensors of at least float32. It can be traced and
+        compiled.
+
+    Raises:
+        ValueError: If the model ends in probabilities and not in logits, or averages
+            members elsewhere than at its end.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.zoo import build
+    >>> from kzoo.zoo.predictive import classification
+    >>> members, predict = classification(build("resnet8_batch_ensemble_digits"))
+    >>> outputs = predict(np.zeros((2, 8, 8, 1), "float32"))
+    >>> members, tuple(outputs["member_probabilities"].shape)
+    (4, (2, 4, 10))
+    """
+    last = model.layers[-1] if model.layers else None
+    if getattr(last, "activation", None) in (
+        keras.activations.softmax,
+        keras.activations.sigmoid,
+    ):
+        raise ValueError(
+            "The model must end in logits, not in probabilities. Received: a model "
+            f"whose last layer, {last.name!r}, has the activation "
+            f"{keras.activations.serialize(last.activation)!r}"
+        )
+    members, logits = _split_off_average(model)
+    before = model
+    if members > 1:
+        inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+        before = keras.Model(inputs, logits)
+
+    def member_logits(inputs):
+        rows = split_members(before(inputs, training=False), members)
+        return ops.moveaxis(rows, 0, 1)  # [M, B, C] -> [B, M, C]
+
+    def predict(inputs):
+        logits = at_least_float32(member_logits(inputs))
+        probs = ops.softmax(logits, axis=-1)
+        return {
+            "probabilities": ops.mean(probs, axis=1),
+            "member_probabilities": probs,
+            "predictive_entropy": predictive_entropy(probs),
+            "mutual_information": mutual_information(probs),
+        }
+
+    return members, predict
+
+
+def _split_off_average(model):
+    """Returns M and, if a model ends in AverageMembers, that layer's input."""
+    for output in getattr(model, "outputs", ()):
+        layer, node, _ = output._keras_history
+        if isinstance(layer, AverageMembers):
+            return layer.ensemble_size, layer._inbound_nodes[node].input_tensors[0]
+    if any(isinstance(layer, AverageMembers) for layer in _layers(model)):
+        raise ValueError(
+            "`AverageMembers` must give the model's output, for the members are read "
+            f"in front of it. Received: model {model.name!r}, which has it elsewhere"
+        )
+    return 1, None
+
+
+def _layers(model):
+    """Yields a model's layers and those of the models inside it."""
+    for layer in model.layers:
+        yield layer
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer)

@@ -1,0 +1,104 @@
+"""Accuracy, calibration and uncertainty of a classifier, read in one pass."""
+
+import keras
+import tensorflow as tf
+
+from ..datasets import load
+from ..metrics import (
+    BrierScore,
+    EnsembleNegativeLogLikelihood,
+    ExpectedCalibrationError,
+    MutualInformation,
+    PredictiveEntropy,
+)
+from ..predictive import classification
+
+
+def evaluate(
+    model, dataset="digits", split="test", *, batch_size=256, num_bins=15, data_dir=None
+):
+    """Measures a classifier that ends in logits.
+
+    Args:
+        model: A `keras.Model`; of an ensemble that ends in `AverageMembers` the
+            mean of the members' probabilities is measured. Or a SavedModel that
+            `kzoo.zoo.export` has written, as a `kzoo.zoo.serving.servable.Servable`.
+        dataset: Name of a data set, as `kzoo.zoo.load` takes it.
+        split: Which examples.
+        batch_size: Number of examples that are predicted at a time.
+        num_bins: Bins of the expected calibration error.
+        data_dir: Folder of the data sets.
+
+    Returns:
+        dict of numbers: `accuracy`; `nll`, negative log-likelihood in nats; `brier`,
+        Brier score; `ece`, expected calibration error; `predictive_entropy` and
+        `mutual_information`, means in nats; `members`, `parameters` (not of a
+        SavedModel) and `examples`.
+
+    Raises:
+        ValueError: If the model does not end in logits, or the split does not exist.
+
+    Example:
+
+    >>> from kzoo.zoo import build, evaluate
+    >>> figures = evaluate(build("resnet8_digits"), split="validation")
+    >>> figures["examples"], figures["members"], 0 <= figures["accuracy"] <= 1
+    (180, 1, True)
+    """
+    predict = _predict(model)
+    metrics = {
+        "accuracy": keras.metrics.SparseCategoricalAccuracy(),
+        "nll": EnsembleNegativeLogLikelihood(),
+        "brier": BrierScore(),
+        "ece": ExpectedCalibrationError(num_bins),
+        "predictive_entropy": PredictiveEntropy(),
+        "mutual_information": MutualInformation(),
+    }
+    examples, _ = load(dataset, split, data_dir=data_dir)
+    count = 0
+    for x, y in examples.batch(batch_size).as_numpy_iterator():
+        outputs = predict(x)
+        for name, metric in metrics.items():
+            of_members = name != "accuracy"
+            metric.update_state(
+                y, outputs["member_probabilities" if of_members else "probabilities"]
+            )
+        count += len(y)
+    if not count:
+        raise ValueError(f"`split` must have examples. Received: split={split!r}")
+    figures = {name: float(metric.result()) for name, metric in metrics.items()}
+    figures["members"] = outputs["member_probabilities"].shape[1]
+    if isinstance(model, keras.Model):
+        figures["parameters"] = model.count_params()
+    figures["examples"] = count
+    return figures
+
+
+def _predict(model):
+    """Returns a function from a batch of inputs to a dict of predictions."""
+    if isinstance(model, keras.Model):
+        return _Predictions(model).predict_on_batch
+    from ..serving.servable import Servable
+
+    if not isinstance(model, Servable):
+        raise ValueError(
+            f"`model` must be a keras.Model or a loaded SavedModel. Received: {model!r}"
+        )
+    [(name, tensor)] = model.signature().inputs.items()
+    dtype = tf.dtypes.as_dtype(tensor.dtype).as_numpy_dtype
+    return lambda x: model.predict({name: x.astype(dtype)})
+
+
+class _Predictions(keras.Model):
+    """A classifier with its members, which Keras compiles on either backend."""
+
+    def __init__(self, model):
+        super().__init__(name="predictions")
+        self.model = model
+        self._predict = classification(model)[1]
+        # JAX has nothing but XLA; elsewhere it is not worth compiling again for the
+        # last, smaller batch.
+        self.compile(jit_compile=keras.backend.backend() == "jax")
+
+    def call(self, inputs):
+        return self._predict(inputs)

@@ -1,0 +1,349 @@
+"""Training by plain `compile` and `fit`, resumable, from a data set's name."""
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from ...optimizers import Lookahead, SwapSlowWeights
+from ..datasets import load
+from ..predictive import ensemble_size
+from ..registry import build, info
+from .batches import training_batches
+from .run_folder import RunFolder, Snapshots
+
+DEFAULTS = {
+    "dataset": "digits",
+    "epochs": 40,
+    "batch_size": 64,
+    "learning_rate": 1e-3,
+    "members": "split",
+    "max_shift": 0,
+}
+WARMUP = 0.05  # share of the steps
+VALIDATION_BATCH = 256
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What `train` returns.
+
+    Attributes:
+        model: The trained model.
+        history: dict of lists, one figure an epoch.
+        run_dir: The run's folder.
+        seconds: Wall time spent in `fit`.
+        reused: Whether the run was already finished.
+    """
+
+    model: keras.Model
+    history: dict
+    run_dir: Path
+    seconds: float
+    reused: bool
+
+
+def train(
+    model,
+    dataset=None,
+    *,
+    epochs=None,
+    batch_size=None,
+    learning_rate=None,
+    optimizer=None,
+    members=None,
+    max_shift=None,
+    train_split="train",
+    validation_split="validation",
+    seed=0,
+    run_dir=None,
+    resume=True,
+    data_dir=None,
+    jit_compile=None,
+    callbacks=(),
+    verbose=True,
+):
+    """Trains a classifier that ends in logits.
+
+    Compiles the model with the cross-entropy of its logits and calls `fit`. With
+    Lookahead it is the slow weights that are validated, kept and returned. The same
+    call after an interruption goes on at the last complete epoch and ends up
+    with the same weights; after the end, it returns the finished run.
+
+    Arguments left out come from the recipe that the model was registered with; for
+    a model that is given as such, `DEFAULTS` in this module has them.
+
+    Args:
+        model: Name of a registered model, which is built after the global seeds are
+            set to `seed`; or a `keras.Model`.
+        dataset: Name of a data set, as `kzoo.zoo.load` takes it.
+        epochs: Number of epochs.
+        batch_size: Number of different examples in a batch.
+        learning_rate: Its peak, reached after the first 5 % of the steps, from
+            where it falls to 0 along half a cosine; or a
+            `keras.optimizers.schedules.LearningRateSchedule`.
+        optimizer: A function from that learning rate to an optimizer, such as
+            `keras.optimizers.SGD`; or an optimizer, used as it is with its own
+            learning rate. Defaults to `Lookahead(Adam(learning_rate))`.
+        members: How M members of an ensemble share a batch: `"split"` gives each
+            `batch_size / M` examples of its own, `"tile"` all the same ones.
+        max_shift: Images are shifted at random by up to so many pixels each way.
+        train_split: Which examples to train on.
+        validation_split: Which to validate on after every epoch; None for none.
+        seed: Integer: the order of examples, shifts and, for a name, first weights.
+        run_dir: Folder of the run. Defaults to `runs/<model's name>`.
+        resume: Whether to go on with, or return, the run in `run_dir`; else what it
+            holds is removed. A run with another configuration is never mixed with
+            this one. (Weights that a given model has are not part of that.)
+        data_dir: Folder of the data sets.
+        jit_compile: Whether XLA compiles the step, as `compile` takes it. By
+            default it does on an accelerator and on JAX; with TensorFlow on a CPU
+            small models take longer to compile than they gain.
+        callbacks: Further Keras callbacks.
+        verbose: Whether to show a progress bar.
+
+    Returns:
+        A `TrainResult`. Its `run_dir` also has the model of the best epoch on the
+        validation examples, `best.keras`, and a log for TensorBoard.
+
+    Raises:
+        ValueError: If the configuration makes no sense, or `run_dir` holds another.
+        RuntimeError: If another process is training in `run_dir`.
+
+    Example:
+
+    >>> import tempfile
+    >>> from kzoo.zoo import train
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     result = train("resnet8_digits", epochs=1, run_dir=folder, verbose=False)
+    >>> sorted(result.history)
+    ['accuracy', 'loss', 'nll', 'val_accuracy', 'val_loss', 'val_nll']
+    """
+    recipe = dict(DEFAULTS)
+    if isinstance(model, str):
+        registered = info(model)
+        recipe |= {"dataset": registered.dataset, **registered.recipe}
+        keras.utils.set_random_seed(seed)
+        model = build(model)
+    asked = {
+        "dataset": dataset,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "members": members,
+        "max_shift": max_shift,
+    }
+    recipe |= {name: value for name, value in asked.items() if value is not None}
+    copies = _copies(recipe["members"], ensemble_size(model), recipe["batch_size"])
+    if learning_rate is not None and isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(
+            "Give `learning_rate`, or an optimizer that has its own. Received: "
+            f"learning_rate={learning_rate} and optimizer={optimizer}"
+        )
+
+    examples, data = load(recipe["dataset"], train_split, data_dir=data_dir)
+    count = int(examples.cardinality())
+    steps = count // recipe["batch_size"]
+    if steps < 1:
+        raise ValueError(
+            f"`batch_size` must be at most {count}, the number of examples in "
+            f"{train_split!r}. Received: batch_size={recipe['batch_size']}"
+        )
+    validation = None
+    if validation_split:
+        validation, _ = load(recipe["dataset"], validation_split, data_dir=data_dir)
+        validation = validation.batch(VALIDATION_BATCH)
+
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        rate = _cosine(recipe["learning_rate"], recipe["epochs"] * steps)
+        optimizer = (optimizer or _lookahead_adam)(rate)
+    config = {
+        "model": _canonical(model),
+        "optimizer": _without_names(keras.optimizers.serialize(optimizer)),
+        "dataset": data.full_name,
+        "train_split": train_split,
+        "validation_split": validation_split,
+        "seed": seed,
+        **{k: recipe[k] for k in ("epochs", "batch_size", "members", "max_shift")},
+    }
+    model.compile(
+        optimizer=optimizer,
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=[
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="nll"),
+        ],
+        jit_compile=_worth_compiling() if jit_compile is None else jit_compile,
+    )
+    with RunFolder(run_dir or Path("runs") / model.name).open(config, resume) as folder:
+        record = folder.finished()
+        reused = record is not None
+        if not reused:
+            first_epoch, record = folder.progress()
+            batches = training_batches(
+                examples,
+                count,
+                batch_size=recipe["batch_size"],
+                copies=copies,
+                max_shift=recipe["max_shift"],
+                seed=seed,
+                # Also if no epoch is left: `fit` reads a batch before it sees that.
+                first_epoch=min(first_epoch, recipe["epochs"] - 1),
+                epochs=recipe["epochs"],
+            )
+            with tqdm(
+                desc=model.name,
+                total=recipe["epochs"],
+                initial=first_epoch,
+                unit="epoch",
+                disable=not verbose,
+            ) as bar:
+                try:
+                    model.fit(
+                        batches,
+                        epochs=recipe["epochs"],
+                        steps_per_epoch=steps,
+                        validation_data=validation,
+                        shuffle=False,
+                        callbacks=[
+                            *_callbacks(model, folder, record, bar),
+                            *callbacks,
+                            Snapshots(folder, record),
+                        ],
+                        verbose=0,
+                    )
+                finally:
+                    # Keras leaves the restored epoch on the model, and a later `fit`
+                    # would start from there.
+                    model._initial_epoch = None
+            with _slow_weights(model):
+                folder.finish(model, record)
+        model.load_weights(folder.model)
+    return TrainResult(
+        model, record["history"], folder.path, record["seconds"], reused=reused
+    )
+
+
+def _copies(members, ensemble_size, batch_size):
+    """Returns how often a batch goes in, one copy after the other."""
+    if members not in ("split", "tile"):
+        raise ValueError(
+            f"`members` must be 'split' or 'tile'. Received: members={members!r}"
+        )
+    if members == "tile":
+        return ensemble_size
+    if batch_size % ensemble_size:
+        raise ValueError(
+            f"`batch_size` must be divisible by the {ensemble_size} members that "
+            f"share a batch. Received: batch_size={batch_size}"
+        )
+    return 1
+
+
+def _worth_compiling():
+    """Whether XLA pays: on an accelerator, and on JAX, which has nothing else."""
+    devices = keras.distribution.list_devices()
+    on_accelerator = any(not device.startswith("cpu") for device in devices)
+    return on_accelerator or keras.backend.backend() == "jax"
+
+
+def _lookahead_adam(learning_rate):
+    return Lookahead(keras.optimizers.Adam(learning_rate))
+
+
+def _cosine(learning_rate, steps):
+    """Returns the schedule for a peak learning rate."""
+    if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
+        return learning_rate
+    warmup = int(WARMUP * steps)
+    return keras.optimizers.schedules.CosineDecay(
+        0.0 if warmup else learning_rate,
+        decay_steps=steps - warmup,
+        warmup_target=learning_rate if warmup else None,
+        warmup_steps=warmup,
+    )
+
+
+def _callbacks(model, folder, record, bar):
+    """Yields the callbacks for what a run shows and keeps besides snapshots."""
+
+    def show(epoch, logs):
+        names = ("val_accuracy", "val_nll")
+        if "val_nll" not in logs:
+            names = ("accuracy", "nll")
+        bar.set_postfix({name: f"{logs[name]:.4f}" for name in names}, refresh=False)
+        bar.update()
+
+    yield keras.callbacks.LambdaCallback(on_epoch_end=show)
+    yield keras.callbacks.TensorBoard(folder.tensorboard, write_graph=False)
+    if _lookahead(model):
+        yield SwapSlowWeights()
+    yield _Best(folder, record)
+
+
+class _Best(keras.callbacks.ModelCheckpoint):
+    """Keeps the model of the best epoch, with the weights that were validated."""
+
+    def __init__(self, folder, record):
+        super().__init__(
+            # Keras takes braces for fields to fill in.
+            str(folder.best).replace("{", "{{").replace("}", "}}"),
+            monitor="val_nll",
+            mode="min",
+            save_best_only=True,
+            initial_value_threshold=min(record["history"].get("val_nll", [np.inf])),
+        )
+
+    def on_epoch_end(self, epoch, logs=None):
+        if "val_nll" in logs:
+            with _slow_weights(self.model):
+                super().on_epoch_end(epoch, logs)
+
+
+def _lookahead(model):
+    """Returns the Lookahead that trains a model, under a loss scale too, or None."""
+    optimizer = model.optimizer
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    return optimizer if isinstance(optimizer, Lookahead) else None
+
+
+def _slow_weights(model):
+    """A context in which the model has the weights to evaluate and to keep."""
+    lookahead = _lookahead(model)
+    return lookahead.slow_weights() if lookahead else contextlib.nullcontext()
+
+
+def _canonical(model):
+    """Returns a model's configuration, equal for equal models.
+
+    Layers that the user gave no name get one from a counter, which goes on from one
+    model to the next; so names are numbered in the order in which they occur.
+    """
+    names = {}
+
+    def number(value):
+        if isinstance(value, dict):
+            return {key: number(v) for key, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [number(v) for v in value]
+        return names.get(value, value) if isinstance(value, str) else value
+
+    def collect(layers):
+        for layer in layers:
+            names.setdefault(layer.name, f"layer {len(names)}")
+            collect(getattr(layer, "layers", ()))
+
+    names[model.name] = "model"
+    collect(model.layers)
+    return number(keras.saving.serialize_keras_object(model))
+
+
+def _without_names(config):
+    """Returns an optimizer's configuration without names, which Keras counts too."""
+    if isinstance(config, dict):
+        return {k: _without_names(v) for k, v in config.items() if k != "name"}
+    return config
