@@ -52,15 +52,15 @@ def classification(model):
     >>> members, tuple(outputs["member_probabilities"].shape)
     (4, (2, 4, 10))
     """
-    last = model.layers[-1] if model.layers else None
-    if getattr(last, "activation", None) in (
-        keras.activations.softmax,
-        keras.activations.sigmoid,
-    ):
+    last = _last_layer(model)
+    activation = getattr(last, "activation", None)
+    if isinstance(last, keras.layers.Softmax):
+        activation = keras.activations.softmax
+    if activation in (keras.activations.softmax, keras.activations.sigmoid):
         raise ValueError(
             "The model must end in logits, not in probabilities. Received: a model "
-            f"whose last layer, {last.name!r}, has the activation "
-            f"{keras.activations.serialize(last.activation)!r}"
+            f"whose last layer, {last.name!r}, gives the "
+            f"{keras.activations.serialize(activation)!r} of them"
         )
     members, logits = _split_off_average(model)
     before = model
@@ -97,6 +97,18 @@ def _split_off_average(model):
             f"in front of it. Received: model {model.name!r}, which has it elsewhere"
         )
     return 1, None
+
+
+def _last_layer(model):
+    """Returns the layer that makes a model's output, also inside of nested models."""
+    last = model
+    while isinstance(last, keras.Model):
+        outputs = getattr(last, "outputs", None)
+        layers = [outputs[0]._keras_history[0]] if outputs else last.layers[-1:]
+        if not layers:
+            return None
+        (last,) = layers
+    return last
 
 
 def _layers(model):

@@ -124,11 +124,25 @@ def test_a_single_row():
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-def test_probabilities_as_output_are_refused(activation):
-    model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(4, activation=activation)]
-    )
+@pytest.mark.parametrize("how", ["argument", "layer", "nested"])
+def test_probabilities_as_output_are_refused(activation, how):
+    x = keras.Input((3,))
+    if how == "argument":
+        output = keras.layers.Dense(4, activation=activation)(x)
+    else:
+        output = keras.layers.Activation(activation)(keras.layers.Dense(4)(x))
+    model = keras.Model(x, output)
+    if how == "nested":
+        model = keras.Sequential([keras.Input((3,)), model])
     with pytest.raises(ValueError, match=f"logits.*Received.*{activation}"):
+        classification(model)
+
+
+def test_a_softmax_layer_as_output_is_refused():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4), keras.layers.Softmax()]
+    )
+    with pytest.raises(ValueError, match="logits.*Received.*softmax"):
         classification(model)
 
 
