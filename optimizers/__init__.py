@@ -3,3 +3,7 @@
 from .._backend import require_supported
 
 require_supported()
+
+# ruff: noqa: E402, F401
+from .lookahead import Lookahead
+from .slow_weights import SwapSlowWeights
