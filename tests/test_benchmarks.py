@@ -1,0 +1,53 @@
+"""What README and the model cards claim stands in the committed results."""
+
+import importlib.util
+import json
+import pathlib
+import statistics
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+
+pytestmark = pytest.mark.tensorflow
+
+
+def records(name):
+    return [json.loads(line) for line in (RESULTS / name).read_text().splitlines()]
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def digits(model, figure):
+    """A figure of the test split for each seed."""
+    runs = {r["seed"]: r for r in records("digits.jsonl") if r["model"] == model}
+    assert sorted(runs) == [0, 1, 2]
+    return [run["test"][figure] for run in runs.values()]
+
+
+def test_the_ensemble_of_the_digits_is_accurate_and_no_worse_than_one_network():
+    ensemble, single = "resnet8_batch_ensemble_digits", "resnet8_digits"
+    assert statistics.mean(digits(ensemble, "accuracy")) >= 0.985
+    nll = {m: statistics.mean(digits(m, "nll")) for m in (ensemble, single)}
+    assert nll[ensemble] <= nll[single]
+
+
+def test_each_step_time_was_measured_and_its_bar_is_met():
+    claims = script(ROOT / "benchmarks" / "step_time.py").CLAIMS
+    newest = {record["claim"]: record for record in records("step_time.jsonl")}
+    assert newest.keys() == claims.keys()
+    for name, (_, bar) in claims.items():
+        assert newest[name]["bar"] == bar
+        assert bar is None or newest[name]["ratio"] <= bar, name
+
+
+def test_readme_shows_what_was_measured():
+    readme = script(ROOT / "docs" / "make_readme.py")
+    text = readme.README.read_text()
+    assert readme.render(text) == text
