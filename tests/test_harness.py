@@ -109,6 +109,53 @@ class RightLayer(keras.layers.Layer):
         return {**super().get_config(), **config}
 
 
+@register
+class RightNormalization(keras.layers.BatchNormalization):
+    # A layer with state of its own, changed in training.
+    __doc__ = RightLayer.__doc__
+
+
+@register
+class RightLookup(keras.layers.Layer):
+    # A layer of integers.
+    __doc__ = RightLayer.__doc__
+
+    def __init__(self, units, **kwargs):
+        super().__init__(**kwargs)
+        self.units = units
+
+    def build(self, input_shape):
+        self.table = self.add_weight(shape=(7, self.units), name="table")
+        self.built = True
+
+    def call(self, inputs):
+        return ops.cast(ops.take(self.table, inputs, axis=0), self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, self.units)
+
+    def get_config(self):
+        return {**super().get_config(), "units": self.units}
+
+
+@register
+class RightPair(keras.layers.Layer):
+    # A layer with two inputs, two outputs, and an argument of `call`.
+    __doc__ = RightLayer.__doc__
+
+    def build(self, input_shape):
+        self.weight = self.add_weight(shape=(), name="weight", initializer="ones")
+        self.built = True
+
+    def call(self, inputs, swap=False):
+        a, b = reversed(inputs) if swap else inputs
+        return [ops.matmul(a, b) * self.weight, b - self.weight]
+
+    def compute_output_shape(self, input_shape):
+        b, a = input_shape
+        return [(*a[:-1], b[-1]), b]
+
+
 def toy(cls):
     """Registers a wrong toy, which has a right one's docstring."""
     if cls.__doc__ is None:
@@ -491,6 +538,16 @@ def test_a_right_layer_passes(own_session):
     assert fresh.check_other_backend() == 1
     if BACKEND == "tensorflow":
         assert fresh.check_exports() == 1
+
+
+def test_right_layers_of_other_kinds_pass(own_session):
+    harness.check_layer(RightNormalization, {"momentum": 0.8}, (6, 4, 3))
+    harness.check_layer(RightLookup, {"units": 3}, (4, 5), input_dtype="int32")
+    shapes, swap = [(2, 4, 3), (2, 5, 4)], {"swap": True}
+    harness.check_layer(RightPair, {}, shapes, call_kwargs=swap)
+    assert fresh.check_other_backend() == 3
+    if BACKEND == "tensorflow":
+        assert fresh.check_exports() == 3
 
 
 @pytest.mark.parametrize(

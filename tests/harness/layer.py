@@ -28,6 +28,9 @@ from .training import (
 )
 
 STEPS = 4
+POLICIES = ("mixed_float16", "mixed_bfloat16")
+# How close results in half precision must be to those in float32.
+LOW = {"float16": 1e-2, "bfloat16": 1e-1}
 
 
 def check_layer(
@@ -347,6 +350,8 @@ def check_batch_sizes(subject):
         layer = subject.built()
         smallest = smallest_batch(subject, layer)
         sizes = {smallest, subject.batch, 2 * subject.batch}
+        if session.get().full:
+            sizes |= set(range(smallest, 3 * subject.batch, smallest))
         for batch in sorted(sizes):
             for training in subject.modes:
                 outputs = subject.call(layer, subject.inputs(batch=batch), training)
@@ -458,6 +463,27 @@ def check_training(subject):
         model = make(XLA)
         model.optimizer.build(model.trainable_variables)
     check_lowering(model, batches[0])
+    if session.get().full:
+        check_training_mixed(subject, batches)
+
+
+def check_training_mixed(subject, batches):
+    """As `check_training`, under every policy of mixed precision."""
+    if not subject.is_float:
+        return
+    for policy in POLICIES:
+        with Check("mixed precision"):
+            values = values_of(subject.model(dtype=policy))
+
+        def make(mode, policy=policy, values=values):
+            model = subject.model(dtype=policy)
+            assign(model, values)
+            scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=16.0)
+            return compile_model(model, scaled, mode)
+
+        eager = check_resume(make, batches, session.get().folder, stops=(1, 2, 3))
+        # XLA keeps more digits between operations than it is asked for.
+        check_compiled(make, batches, eager, LOW[policy.removeprefix("mixed_")])
 
 
 def check_inference(subject, model):
@@ -475,7 +501,7 @@ def check_inference(subject, model):
         )
 
 
-def check_mixed_precision(subject, policies=("mixed_float16", "mixed_bfloat16")):
+def check_mixed_precision(subject):
     """Outputs in the compute dtype, variables in float32, a finite step."""
     if not subject.is_float:
         return
@@ -487,8 +513,9 @@ def check_mixed_precision(subject, policies=("mixed_float16", "mixed_bfloat16"))
         random_modes = [draws(layer, subject, mode) for mode in (*modes, True)]
         trainable = is_trainable(subject)
         if trainable:
+            assign(exact, start)
             train(compile_model(exact, sgd(), QUICK), data)
-    for policy in policies:
+    for policy in POLICIES:
         with Check("mixed precision") as check:
             compute = policy.removeprefix("mixed_")
             mixed = subject.model(dtype=policy)
@@ -516,6 +543,7 @@ def check_mixed_precision(subject, policies=("mixed_float16", "mixed_bfloat16"))
                     check.close(what, received, expected, LOW[compute])
             if not trainable:
                 continue
+            assign(mixed, start)
             scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=16.0)
             check.finite(
                 f"loss under {policy}", train(compile_model(mixed, scaled, QUICK), data)
@@ -529,9 +557,6 @@ def check_mixed_precision(subject, policies=("mixed_float16", "mixed_bfloat16"))
 def flat_pairs(a, b):
     """Pairs of the leaves of two structures."""
     return zip(keras.tree.flatten(a), keras.tree.flatten(b), strict=True)
-
-
-LOW = {"float16": 1e-2, "bfloat16": 1e-1}
 
 
 def check_float64(subject):
