@@ -221,6 +221,9 @@ def train(
                     model._initial_epoch = None
             with _slow_weights(model):
                 folder.finish(model, record)
+        else:
+            # So that the file's optimizer finds its place in this one.
+            model.optimizer.build(model.trainable_variables)
         model.load_weights(folder.model)
     return TrainResult(
         model, record["history"], folder.path, record["seconds"], reused=reused
