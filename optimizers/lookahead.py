@@ -332,7 +332,11 @@ class Lookahead(keras.optimizers.Optimizer):
         updated = ops.not_equal(rule.iterations, before)
         self._iterations.assign_add(ops.cast(updated, self._iterations.dtype))
         due = ops.equal(ops.mod(rule.iterations, self.sync_period), 0)
-        self._change_if(ops.logical_and(updated, due), self._changes.sync)
+        # A layer that was frozen since `build` has no part in the sync.
+        frozen = {id(v) for v in self._trainable_variables}
+        frozen -= {id(v) for v in trainable_variables}
+        sync = [c for c in self._changes.sync if not frozen & {id(v) for v in c[0]}]
+        self._change_if(ops.logical_and(updated, due), sync)
 
     def _change_if(self, predicate, changes):
         strategy = getattr(self, "_distribution_strategy", None)  # TensorFlow's.

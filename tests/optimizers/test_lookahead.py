@@ -913,3 +913,25 @@ def test_buffers_are_not_shared():
 
     step = jax.jit(step, donate_argnums=(0, 1))
     step(held[:2], held[2:], gradients(1)[0])
+
+
+@pytest.mark.tensorflow  # On JAX, Keras refuses another set of variables.
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_a_layer_that_was_frozen_since_stays_where_it_is_put(jit_compile):
+    layers = [keras.layers.Dense(3), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((4,)), *layers])
+    optimizer = Lookahead(optimizers.SGD(0.1), sync_period=4)
+    x, y = np.ones((8, 4), "float32"), np.ones((8, 1), "float32")
+    model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+    for _ in range(2):
+        model.train_on_batch(x, y)
+    layers[0].trainable = False
+    model.compile(optimizer, loss="mse", jit_compile=jit_compile)
+    put = [np.full((4, 3), 7.0, "float32"), np.zeros(3, "float32")]
+    layers[0].set_weights(put)
+    trained = layers[1].get_weights()[0]
+    for _ in range(8):
+        model.train_on_batch(x, y)
+    for value, expected in zip(layers[0].get_weights(), put, strict=True):
+        np.testing.assert_array_equal(value, expected)
+    assert np.abs(layers[1].get_weights()[0] - trained).max() > 0
