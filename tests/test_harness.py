@@ -19,6 +19,9 @@ from harness import fresh
 from harness import session as harness_session
 from harness.skips import StrictSkips
 from kzoo.layers.ops import random as kzoo_random
+from kzoo.zoo import registry
+
+pytestmark = pytest.mark.slow
 
 BACKEND = keras.backend.backend()
 
@@ -1005,6 +1008,137 @@ def test_a_wrong_metric_is_refused(cls, check):
     with pytest.raises(harness.ContractError) as caught:
         metric(cls)
     assert caught.value.check == check, caught.value
+
+
+# --- models -----------------------------------------------------------------------
+
+
+def right_model(units=3, name="right_model"):
+    """A classifier of images of four pixels.
+
+    Args:
+        units: Number of classes.
+        name: Name of the model.
+    """
+    image = keras.Input((2, 2, 1), name="image")
+    x = keras.layers.Dense(4, "tanh")(keras.layers.Flatten()(image))
+    logits = keras.layers.Dense(units, dtype="float32")(x)
+    return keras.Model(image, logits, name=name)
+
+
+def wrong_model(function):
+    """Gives an entry point the docstring of the right one."""
+    function.__doc__ = right_model.__doc__
+    return function
+
+
+@wrong_model
+def has_another_shape(units=3, name="has_another_shape"):
+    image = keras.Input((4, 1, 1), name="image")
+    x = keras.layers.Flatten()(image)
+    return keras.Model(image, keras.layers.Dense(units)(x), name=name)
+
+
+@wrong_model
+def names_no_input(units=3, name="names_no_input"):
+    image = keras.Input((2, 2, 1))
+    x = keras.layers.Flatten()(image)
+    return keras.Model(image, keras.layers.Dense(units)(x), name=name)
+
+
+@wrong_model
+def takes_anything(units=3, name="takes_anything", **kwargs):
+    return right_model(units, name)
+
+
+@wrong_model
+def forgets_its_name(units=3, name="forgets_its_name"):
+    return right_model(units)
+
+
+@wrong_model
+def ends_in_probabilities(units=3, name="ends_in_probabilities"):
+    image = keras.Input((2, 2, 1), name="image")
+    x = keras.layers.Flatten()(image)
+    return keras.Model(image, keras.layers.Dense(units, "softmax")(x), name=name)
+
+
+@wrong_model
+def holds_an_unregistered_layer(units=3, name="holds_an_unregistered_layer"):
+    image = keras.Input((2, 2, 1), name="image")
+    x = NotRegistered(units)(keras.layers.Flatten()(image))
+    return keras.Model(image, x, name=name)
+
+
+@wrong_model
+def keeps_half_weights(units=3, name="keeps_half_weights"):
+    image = keras.Input((2, 2, 1), name="image")
+    dtype = keras.config.dtype_policy().compute_dtype
+    x = keras.layers.Dense(units, dtype=dtype)(keras.layers.Flatten()(image))
+    return keras.Model(image, x, name=name)
+
+
+@wrong_model
+def differs_compiled(units=3, name="differs_compiled"):
+    image = keras.Input((2, 2, 1), name="image")
+    x = DiffersCompiled(units)(keras.layers.Flatten()(image))
+    return keras.Model(image, x, name=name)
+
+
+def has_no_docstring(units=3, name="has_no_docstring"):
+    return right_model(units, name)
+
+
+WRONG_MODELS = {
+    has_another_shape: "build",
+    names_no_input: "build",
+    takes_anything: "build",
+    forgets_its_name: "build",
+    ends_in_probabilities: "build",
+    holds_an_unregistered_layer: "save",
+    keeps_half_weights: "mixed precision",
+    differs_compiled: "compiled",
+    has_no_docstring: "docstring",
+}
+
+
+@pytest.fixture
+def registered(monkeypatch):
+    """Registers an entry point for one test."""
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+
+    def register_one(function, description="A toy."):
+        registry.register_model(
+            function.__name__,
+            description=description,
+            dataset="digits",
+            input_shape=(2, 2, 1),
+            paper="https://example.org",
+        )(function)
+        return function.__name__
+
+    return register_one
+
+
+def test_a_right_model_passes(registered):
+    harness.check_model(registered(right_model))
+    assert fresh.check_other_backend() == 1
+    if BACKEND == "tensorflow":
+        assert fresh.check_exports() == 1
+
+
+@pytest.mark.parametrize(
+    ("function", "check"), WRONG_MODELS.items(), ids=lambda v: getattr(v, "__name__", v)
+)
+def test_a_wrong_model_is_refused(function, check, registered):
+    with pytest.raises(harness.ContractError) as caught:
+        harness.check_model(registered(function))
+    assert caught.value.check == check, caught.value
+
+
+def test_a_model_without_a_sentence_is_refused(registered):
+    with pytest.raises(harness.ContractError, match="registration: .* a sentence"):
+        harness.check_model(registered(right_model, "toy"))
 
 
 # --- the session: skips, backends, the processes at its end -----------------------
