@@ -56,22 +56,23 @@ class TileMembers(keras.layers.Layer):
         super().__init__(**kwargs)
         self.ensemble_size = check_ensemble_size(ensemble_size)
         self.supports_masking = True
-        self._tiles = True
+        self._training = False
 
     def call(self, inputs, training=False):
         """Returns the rows of all members."""
-        # compute_mask is called next, and is not told whether this is training.
-        self._tiles = not training
-        return self._tile(inputs)
-
-    def _tile(self, x):
-        if not self._tiles:
-            return x
-        return ops.tile(x, (self.ensemble_size, *(1 for _ in x.shape[1:])))
+        self._training = training
+        if training:
+            return inputs
+        return ops.tile(inputs, (self.ensemble_size, *(1 for _ in inputs.shape[1:])))
 
     def compute_mask(self, inputs, previous_mask):
         """Returns the mask of all members' rows."""
-        return None if previous_mask is None else self._tile(previous_mask)
+        if previous_mask is None:
+            return None
+        # A layer, for a functional model records what is done here once, when it is
+        # built, and must tell this step too whether it trains. `call` was told just
+        # before.
+        return TileMembers(self.ensemble_size)(previous_mask, training=self._training)
 
     def compute_output_shape(self, input_shape):
         """Returns the output's shape outside training."""
@@ -81,7 +82,7 @@ class TileMembers(keras.layers.Layer):
 
     def compute_output_spec(self, inputs, training=False):
         """Returns the output's symbolic tensor; its dtype is the input's."""
-        self._tiles = not training
+        self._training = training
         shape = inputs.shape if training else self.compute_output_shape(inputs.shape)
         return keras.KerasTensor(shape, dtype=inputs.dtype)
 
@@ -146,12 +147,11 @@ class AverageMembers(keras.layers.Layer):
         self.ensemble_size = check_ensemble_size(ensemble_size)
         self.input_spec = keras.InputSpec(min_ndim=2)
         self.supports_masking = True
-        self._averages = True
+        self._training = False
 
     def call(self, inputs, training=False):
         """Returns members' or, outside training, the ensemble's log-probabilities."""
-        # compute_mask is called next, and is not told whether this is training.
-        self._averages = not training
+        self._training = training
         if training:
             return ops.log_softmax(at_least_float32(inputs), axis=-1)
         members = split_members(inputs, self.ensemble_size)
@@ -159,20 +159,18 @@ class AverageMembers(keras.layers.Layer):
 
     def compute_mask(self, inputs, previous_mask):
         """Returns the mask of the output's rows: the members have the same."""
-        if previous_mask is None or not self._averages:
-            return previous_mask
-        return split_members(previous_mask, self.ensemble_size)[0]
+        if previous_mask is None:
+            return None
+        # A layer, as in TileMembers.
+        return _FirstMember(self.ensemble_size)(previous_mask, training=self._training)
 
     def compute_output_shape(self, input_shape):
         """Returns the output's shape outside training."""
-        rows = input_shape[0]
-        check_rows(rows, self.ensemble_size)
-        rows = None if rows is None else rows // self.ensemble_size
-        return (rows, *input_shape[1:])
+        return _shape_of_one(input_shape, self.ensemble_size)
 
     def compute_output_spec(self, inputs, training=False):
         """Returns the output's symbolic tensor."""
-        self._averages = not training
+        self._training = training
         shape = inputs.shape if training else self.compute_output_shape(inputs.shape)
         dtype = "float64" if inputs.dtype == "float64" else "float32"
         return keras.KerasTensor(shape, dtype=dtype)
@@ -180,3 +178,31 @@ class AverageMembers(keras.layers.Layer):
     def get_config(self):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "ensemble_size": self.ensemble_size}
+
+
+@keras.saving.register_keras_serializable(package="kzoo", name="FirstMember")
+class _FirstMember(keras.layers.Layer):
+    """The rows of member 0 outside training; in training all rows."""
+
+    def __init__(self, ensemble_size, **kwargs):
+        super().__init__(**kwargs)
+        self.ensemble_size = ensemble_size
+
+    def call(self, inputs, training=False):
+        if training:
+            return inputs
+        return split_members(inputs, self.ensemble_size)[0]
+
+    def compute_output_spec(self, inputs, training=False):
+        shape = inputs.shape
+        shape = shape if training else _shape_of_one(shape, self.ensemble_size)
+        return keras.KerasTensor(shape, dtype=inputs.dtype)
+
+    def get_config(self):
+        return {**super().get_config(), "ensemble_size": self.ensemble_size}
+
+
+def _shape_of_one(shape, ensemble_size):
+    rows = shape[0]
+    check_rows(rows, ensemble_size)
+    return (None if rows is None else rows // ensemble_size, *shape[1:])

@@ -156,6 +156,65 @@ def test_masks_follow_the_rows():
         np.testing.assert_array_equal(values(seen.mask), expected)
 
 
+def test_masks_in_a_functional_model(tmp_path):
+    tokens = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(9, 4, mask_zero=True)(tokens)
+    x = TileMembers(2)(x)
+    x = keras.layers.LSTM(4, return_sequences=True, name="lstm")(x)
+    x = keras.layers.GlobalAveragePooling1D()(AverageMembers(2)(x))
+    model = keras.Model(tokens, x)
+    model.compile(keras.optimizers.SGD(0.1), "mse")
+    rows = np.array(
+        [[1, 2, 3, 0, 0], [4, 5, 0, 0, 0], [6, 7, 8, 1, 2], [3, 0, 0, 0, 0]]
+    )
+
+    def expected():
+        """Without masks, each row by itself without its padding; members agree."""
+        embedding, lstm = model.layers[1], model.get_layer("lstm")
+        logits = [values(lstm(embedding(r[None, r > 0]))) for r in rows]
+        return np.concatenate(
+            [scipy.special.log_softmax(x, -1).mean(1) for x in logits]
+        )
+
+    def check(model):
+        for training in (False, True):
+            output = values(model(rows, training=training))
+            np.testing.assert_allclose(output, expected(), atol=1e-6)
+        np.testing.assert_allclose(model.predict_on_batch(rows), expected(), atol=1e-6)
+
+    y = normal(4, 4)
+    loss = np.square(expected() - y).mean()
+    history = model.fit(rows, y, batch_size=4, verbose=0)
+    assert history.history["loss"][0] == pytest.approx(loss, rel=1e-5)
+    check(model)
+    model.save(tmp_path / "model.keras")
+    check(keras.models.load_model(tmp_path / "model.keras"))
+
+
+def test_the_mask_of_an_average_in_a_functional_model():
+    tokens = keras.Input((5,), dtype="int32")
+    x = keras.layers.Embedding(9, CLASSES, mask_zero=True)(tokens)
+    x = AverageMembers(2)(x)
+    # Averages the positions that are not masked.
+    model = keras.Model(tokens, keras.layers.GlobalAveragePooling1D()(x))
+    # Both members have the same mask.
+    rows = np.array(
+        [[1, 2, 3, 0, 0], [4, 5, 0, 0, 0], [6, 7, 8, 0, 0], [3, 2, 0, 0, 0]]
+    )
+    logits = values(model.layers[1].embeddings.value)[rows]
+    mask = (rows > 0)[..., None]
+
+    def pooled(log_probs, mask):
+        return (log_probs * mask).sum(1) / mask.sum(1)
+
+    own = pooled(scipy.special.log_softmax(logits, -1), mask)
+    probs = scipy.special.softmax(logits, -1).reshape(2, 2, 5, CLASSES).mean(0)
+    mean = pooled(np.log(probs), mask[:2])
+    np.testing.assert_allclose(values(model(rows)), mean, atol=1e-6)
+    np.testing.assert_allclose(model.predict_on_batch(rows), mean, atol=1e-6)
+    np.testing.assert_allclose(values(model(rows, training=True)), own, atol=1e-6)
+
+
 @pytest.mark.parametrize("jit", (True, False))
 def test_fit_on_a_tiled_batch_gives_the_mean_of_members_nlls(jit):
     model = classifier()
