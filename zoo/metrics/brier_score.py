@@ -28,7 +28,8 @@ class BrierScore(MeanOverExamples):
         dtype: Dtype of the metric's state. Defaults to float32.
 
     Call arguments:
-        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`.
+        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. An
+            index that is none of 0 ... C - 1 makes the result NaN.
         y_pred: Probabilities or logits, `[B, C]` or, of M members, `[B, M, C]`.
         sample_weight: None, or weights `[B]` or `[B, 1]`.
 
@@ -50,5 +51,5 @@ class BrierScore(MeanOverExamples):
     def values(self, y_true, y_pred):
         """Returns sum_c (p(c) - y(c))^2 of every example."""
         probs = ops.mean(member_probabilities(y_pred, self.from_logits), axis=-2)
-        labels = ops.cast(label_probabilities(y_true, probs.shape[-1]), probs.dtype)
+        labels = ops.cast(label_probabilities(y_true, probs), probs.dtype)
         return ops.sum(ops.square(probs - labels), axis=-1)

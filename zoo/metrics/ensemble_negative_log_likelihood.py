@@ -35,7 +35,8 @@ class EnsembleNegativeLogLikelihood(MeanOverExamples):
 
     Call arguments:
         y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. For
-            rows that are distributions the cross-entropy is taken.
+            rows that are distributions the cross-entropy is taken. An index that
+            is none of 0 ... C - 1 makes the result NaN.
         y_pred: Probabilities or logits of M members, `[B, M, C]`, or of one model,
             `[B, C]`.
         sample_weight: None, or weights `[B]` or `[B, 1]`.
@@ -66,9 +67,13 @@ class EnsembleNegativeLogLikelihood(MeanOverExamples):
             probs = ops.mean(members, axis=-2)
             tiny = np.finfo(keras.backend.standardize_dtype(probs.dtype)).tiny
             log_probs = ops.log(ops.maximum(probs, tiny))
-        labels = label_probabilities(y_true, log_probs.shape[-1])
+        labels = label_probabilities(y_true, log_probs)
         # Where a label has no mass, a log-probability of -inf must not give NaN.
         return -ops.sum(
-            ops.where(labels > 0, ops.cast(labels, log_probs.dtype) * log_probs, 0.0),
+            ops.where(
+                ops.equal(labels, 0),
+                0.0,
+                ops.cast(labels, log_probs.dtype) * log_probs,
+            ),
             axis=-1,
         )

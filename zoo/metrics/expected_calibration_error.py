@@ -58,7 +58,8 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         dtype: Dtype of the metric's state. Defaults to float32.
 
     Call arguments:
-        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`.
+        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. An
+            index that is none of 0 ... C - 1 makes the result NaN.
         y_pred: Probabilities or logits, `[B, C]` or, of M members, `[B, M, C]`.
         sample_weight: None, or weights `[B]` or `[B, 1]`.
 
@@ -102,21 +103,27 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Adds a batch."""
         probs = ops.mean(member_probabilities(y_pred, self.from_logits), axis=-2)
-        labels = label_probabilities(y_true, probs.shape[-1])
-        confidence = ops.max(probs, axis=-1)
+        labels = label_probabilities(y_true, probs)
+        # With an initial value, for TensorFlow has no maximum of an empty batch.
+        confidence = ops.max(probs, axis=-1, initial=0.0)
         right = ops.cast(
             ops.equal(ops.argmax(probs, axis=-1), ops.argmax(labels, axis=-1)),
             confidence.dtype,
         )
         weight = example_weights(sample_weight, confidence)
         cell = self._cell(confidence)
+        # A label that is no class is NaN, and so must be the gap.
+        unknown = ops.cast(ops.sum(0.0 * labels, axis=-1), confidence.dtype)
+        gap = right - confidence + unknown
         self.weight.assign_add(self._sums(weight, cell))
-        self.gap.assign_add(self._sums(weight * (right - confidence), cell))
+        self.gap.assign_add(self._sums(weight * gap, cell))
 
     def _cell(self, confidence):
         """Returns the bin, or fine cell, that each confidence lies in."""
         if self.adaptive:
-            x = ops.clip(confidence, 2.0**-24, 1 - 2.0**-24)
+            # A NaN has no cell, but its gap keeps the NaN in any.
+            x = ops.where(ops.isnan(confidence), 0.0, confidence)
+            x = ops.clip(x, 2.0**-24, 1 - 2.0**-24)
             x = ops.log(x) - ops.log1p(-x)
             x = (x + LOGIT_LIMIT) * (CELLS / (2 * LOGIT_LIMIT))
             return ops.cast(ops.clip(x, 0, CELLS - 1), "int32")
@@ -128,7 +135,11 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         return ops.sum(ops.cast(above, "int32"), axis=-1)
 
     def _sums(self, values, cell):
-        sums = ops.segment_sum(values, cell, num_segments=self.weight.shape[0])
+        cells = self.weight.shape[0]
+        # An added row of zero lets a batch be empty, which segment_sum may not be.
+        values = ops.concatenate([values, ops.zeros((1,), values.dtype)])
+        cell = ops.concatenate([cell, ops.zeros((1,), cell.dtype)])
+        sums = ops.segment_sum(values, cell, num_segments=cells)
         return ops.cast(sums, self.weight.dtype)
 
     def result(self):

@@ -34,25 +34,35 @@ def member_probabilities(y_pred, from_logits):
     return ops.softmax(y_pred, axis=-1) if from_logits else y_pred
 
 
-def label_probabilities(y_true, classes):
+def label_probabilities(y_true, like):
     """Returns labels as distributions over the classes.
 
     Args:
         y_true: Class indices, `[B]` or `[B, 1]`, or distributions, `[B, C]`.
-        classes: C.
+        like: Predictions `[B, C]`, of as many examples.
 
     Returns:
-        float32 tensor `[B, C]`.
+        float32 tensor `[B, C]`. The row of an index that is none of 0 ... C - 1 is
+        NaN: a compiled program cannot raise, and no number would be right.
 
     Raises:
-        ValueError: If the shape is none of these.
+        ValueError: If the shape is none of these, or B is known to differ.
     """
     y_true = ops.convert_to_tensor(y_true)
     shape = tuple(y_true.shape)
+    rows, classes = like.shape
+    if shape and None not in (rows, shape[0]) and rows != shape[0]:
+        raise ValueError(
+            "`y_true` and `y_pred` must have the same number of examples. "
+            f"Received: {shape[0]} and {rows}"
+        )
     if len(shape) == 2 and shape[1] == classes:
         return ops.cast(y_true, "float32")
     if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
-        return ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), classes)
+        index = ops.reshape(y_true, (-1, 1))
+        is_class = ops.logical_and(index >= 0, index < classes)
+        one_hot = ops.one_hot(ops.cast(index[:, 0], "int32"), classes)
+        return ops.where(is_class, one_hot, float("nan"))
     raise ValueError(
         f"`y_true` must hold class indices, [B] or [B, 1], or one row of {classes} "
         f"values an example, [B, {classes}]. Received: y_true with shape {shape}"

@@ -261,3 +261,28 @@ def test_contract(adaptive):
         labels,
         np.log(probs),
     )
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("label", [-1, 2, 7])
+def test_a_label_that_is_no_class_gives_nan(adaptive, label):
+    probs = two_classes([0.7, 0.6, 0.9])
+    assert np.isnan(measure(np.array([0, label, 1]), probs, adaptive=adaptive))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_a_prediction_of_nan_gives_nan(adaptive):
+    probs = two_classes([0.7, np.nan, 0.9])
+    assert np.isnan(measure(np.array([0, 0, 1]), probs, adaptive=adaptive))
+
+
+def test_refuses_another_number_of_labels():
+    with pytest.raises(ValueError, match="Received: 1 and 2"):
+        ExpectedCalibrationError().update_state([0], two_classes([0.7, 0.6]))
+
+
+@pytest.mark.parametrize("adaptive", [False, True])
+def test_an_empty_batch_counts_nothing(adaptive):
+    metric = ExpectedCalibrationError(adaptive=adaptive)
+    metric.update_state(np.zeros(0, "int32"), np.zeros((0, 2), "float32"))
+    assert float(metric.result()) == 0

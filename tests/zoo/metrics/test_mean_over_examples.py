@@ -177,3 +177,23 @@ def test_information_bounds():
     agreeing = np.repeat(softmax(LOGITS)[:, :1], M, 1)
     assert measure(MutualInformation, LABELS, agreeing) == pytest.approx(0, abs=1e-6)
     assert measure(PredictiveEntropy, LABELS, agreeing) > 0.1
+
+
+@pytest.mark.parametrize("metric", (BrierScore, EnsembleNegativeLogLikelihood))
+@pytest.mark.parametrize("label", (-1, 2, 7))
+def test_a_label_that_is_no_class_gives_nan(metric, label):
+    value = measure(metric, np.array([0, label]), [[0.7, 0.3], [0.5, 0.5]])
+    assert np.isnan(value)
+
+
+@pytest.mark.parametrize("metric", (BrierScore, EnsembleNegativeLogLikelihood))
+def test_refuses_another_number_of_labels(metric):
+    with pytest.raises(ValueError, match="Received: 1 and 2"):
+        metric().update_state([0], [[0.7, 0.3], [0.5, 0.5]])
+
+
+@all_metrics
+def test_an_empty_batch_counts_nothing(metric, explicit):
+    metric = metric()
+    metric.update_state(np.zeros(0, "int32"), np.zeros((0, 2), "float32"))
+    assert float(metric.result()) == 0
