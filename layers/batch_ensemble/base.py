@@ -1,6 +1,7 @@
 """What every BatchEnsemble layer around a plain Keras layer has in common."""
 
 import keras
+from keras import ops
 
 from ..ops.batch_ensemble import batch_ensemble, check_ensemble_size, check_rows
 
@@ -77,6 +78,9 @@ class BatchEnsembleLayer(keras.layers.Layer):
 
     def call(self, inputs):
         """Returns every member's output for its own rows."""
+        # Integers become floats, as they do in the plain layer.
+        if not keras.backend.is_float_dtype(inputs.dtype):
+            inputs = ops.cast(inputs, self.compute_dtype)
         outputs = batch_ensemble(
             self.shared, inputs, self.alpha, self.gamma, self.bias, self.channel_axis
         )

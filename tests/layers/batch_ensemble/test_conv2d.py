@@ -437,3 +437,13 @@ def test_bad_inputs():
         make()(np.zeros((M, 9, IN)))
     with pytest.raises(ValueError, match="axis -1"):
         make()(np.zeros((M, 9, 8, IN + 1)))
+
+
+@pytest.mark.parametrize("dtype", ("int32", "uint8"))
+def test_integers_are_taken_as_floats(dtype):
+    layer = Conv2DBatchEnsemble(3, 2, ensemble_size=2)
+    x = np.arange(np.prod((4, 5, 5, 2))).reshape((4, 5, 5, 2)).astype(dtype)
+    output = layer(x)
+    assert keras.backend.standardize_dtype(output.dtype) == "float32"
+    expected = keras.ops.convert_to_numpy(layer(x.astype("float32")))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(output), expected)

@@ -413,3 +413,13 @@ def test_bad_inputs():
         layer(np.zeros((M, IN + 1)))
     with pytest.raises(ValueError, match="Unrecognized keyword"):
         DenseBatchEnsemble(3, lora_rank=2)
+
+
+@pytest.mark.parametrize("dtype", ("int32", "uint8"))
+def test_integers_are_taken_as_floats(dtype):
+    layer = DenseBatchEnsemble(3, ensemble_size=2)
+    x = np.arange(np.prod((4, 5))).reshape((4, 5)).astype(dtype)
+    output = layer(x)
+    assert keras.backend.standardize_dtype(output.dtype) == "float32"
+    expected = keras.ops.convert_to_numpy(layer(x.astype("float32")))
+    np.testing.assert_array_equal(keras.ops.convert_to_numpy(output), expected)
