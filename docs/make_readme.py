@@ -94,14 +94,18 @@ def speed_table():
         for record in results.read(ROOT / "benchmarks/results/step_time.jsonl")
     }
     lines = [
-        "| train step | milliseconds | peer | its milliseconds | ratio (quartiles) |",
-        "|---|---|---|---|---|",
+        "| train step | milliseconds | peer | its milliseconds | ratio (quartiles) | bar |",
+        "|---|---|---|---|---|---|",
     ]
     for claim, r in newest.items():
         low, high = r["ratio_quartiles"]
+        bar = "none"
+        if r["bar"]:
+            bar = f"{r['bar']}, {'met' if r['ratio'] <= r['bar'] else '**missed**'}"
         lines.append(
             f"| `{claim}` | {r['milliseconds']:.2f} | {r['peer']} | "
-            f"{r['peer_milliseconds']:.2f} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) |"
+            f"{r['peer_milliseconds']:.2f} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) | "
+            f"{bar} |"
         )
     return "\n".join(lines)
 
