@@ -342,7 +342,9 @@ def _canonical(model):
 
     names[model.name] = "model"
     collect(model.layers)
-    return number(keras.saving.serialize_keras_object(model))
+    config = keras.saving.serialize_keras_object(model)
+    config.pop("compile_config", None)  # from an earlier `compile`
+    return number(config)
 
 
 def _without_names(config):

@@ -144,6 +144,7 @@ def test_the_default_optimizer_is_lookahead_around_adam_on_a_cosine(run):
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["function", "instance", "schedule"])
 def test_optimizers_as_asked(run, kind):
     constant = keras.optimizers.schedules.PiecewiseConstantDecay([1000], [0.5, 0.5])
@@ -200,6 +201,45 @@ def test_members_share_or_repeat_a_batch(run, data_dir, members, rows):
     assert figures["nll"] == pytest.approx(result.history["val_nll"][-1], rel=1e-4)
 
 
+def linear():
+    return keras.Sequential(
+        [
+            keras.Input((8, 8, 1)),
+            keras.layers.Rescaling(1 / 16),
+            keras.layers.Flatten(),
+            keras.layers.Dense(10),
+        ]
+    )
+
+
+def never_synced(learning_rate):
+    """Lookahead whose slow weights stay the first ones."""
+    return Lookahead(keras.optimizers.SGD(learning_rate), sync_period=10**6)
+
+
+def test_slow_weights_are_validated_kept_and_returned(run):
+    model = linear()
+    first = model.get_weights()
+    arguments = {"optimizer": never_synced, "learning_rate": 0.5}
+    result = run(model=model, **arguments)
+    assert np.ptp(result.history["val_nll"]) == 0
+    assert result.history["loss"][-1] < result.history["loss"][0] - 0.1
+    saved = [
+        keras.models.load_model(result.run_dir / name).get_weights()
+        for name in ("best.keras", "model.keras")
+    ]
+    for weights in (model.get_weights(), *saved):
+        for a, b in zip(first, weights, strict=True):
+            np.testing.assert_array_equal(a, b)
+    # Training goes on from the fast ones.
+    with pytest.raises(KeyboardInterrupt):
+        again = keras.models.clone_model(model)
+        again.set_weights(first)
+        run("again", model=again, callbacks=[Interrupt(2, 1)], **arguments)
+    assert_same_run(run("again", model=again, **arguments), result)
+
+
+@pytest.mark.tensorflow
 def test_a_registered_recipe_is_the_default(data_dir, tmp_path, monkeypatch):
     registry.list_models()
     monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
@@ -224,6 +264,7 @@ def test_a_registered_recipe_is_the_default(data_dir, tmp_path, monkeypatch):
     assert abs(a.history["loss"][0] - c.history["loss"][0]) > 1e-4
 
 
+@pytest.mark.tensorflow
 def test_without_validation(run):
     result = run(validation_split=None, epochs=1)
     assert set(result.history) == {"loss", "accuracy", "nll"}
@@ -245,11 +286,23 @@ def test_the_same_command_goes_on(run, uninterrupted, tmp_path, at):
     assert_same_run(resumed, uninterrupted)
 
 
+@pytest.mark.tensorflow
 def test_goes_on_after_several_interruptions(run, uninterrupted):
     for at in ((1, 1), (1, 2), (2, 3)):
         with pytest.raises(KeyboardInterrupt):
             run(callbacks=[Interrupt(*at)])
     assert_same_run(run(), uninterrupted)
+
+
+@pytest.mark.tensorflow
+def test_the_best_model_survives_an_interruption(run):
+    rates = keras.optimizers.schedules.PiecewiseConstantDecay([STEPS], [0.1, 10.0])
+    arguments = {"optimizer": keras.optimizers.SGD, "learning_rate": rates}
+    whole = run("whole", **arguments)
+    assert np.argmin(whole.history["val_nll"]) == 0
+    with pytest.raises(KeyboardInterrupt):
+        run(callbacks=[Interrupt(1, 1)], **arguments)
+    assert_same_run(run(**arguments), whole)
 
 
 def interrupt(*args):
@@ -266,6 +319,7 @@ def test_an_interruption_between_the_last_epoch_and_the_end(
     assert_same_run(run(), uninterrupted)
 
 
+@pytest.mark.tensorflow
 def test_weights_averaged_at_the_end_are_so_after_a_late_interruption(run, monkeypatch):
     def ema(learning_rate):
         return keras.optimizers.SGD(learning_rate, use_ema=True, ema_momentum=0.5)
@@ -299,6 +353,7 @@ def test_a_finished_run_is_returned_and_not_run_again(run, monkeypatch):
     assert files(first.run_dir) == before
 
 
+@pytest.mark.tensorflow
 def test_another_configuration_is_refused_or_starts_anew(run):
     first = run(epochs=1)
     before = files(first.run_dir)
@@ -322,6 +377,7 @@ def test_another_configuration_is_refused_or_starts_anew(run):
     assert not anew.reused and len(anew.history["loss"]) == 2
 
 
+@pytest.mark.tensorflow
 def test_starting_anew_repeats_a_run(run, uninterrupted):
     first = run(epochs=1)
     with pytest.raises(KeyboardInterrupt):
@@ -330,12 +386,14 @@ def test_starting_anew_repeats_a_run(run, uninterrupted):
     assert_same_run(run(), uninterrupted)
 
 
+@pytest.mark.tensorflow
 def test_names_that_keras_counts_are_no_difference(run):
     first, again = run(epochs=1), run(epochs=1)
     assert first.model.layers[2].name != again.model.layers[2].name
     assert again.reused
 
 
+@pytest.mark.tensorflow
 def test_a_folder_that_is_no_runs_is_left_alone(run, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("the only copy")
@@ -345,6 +403,7 @@ def test_a_folder_that_is_no_runs_is_left_alone(run, tmp_path):
     assert files(tmp_path / "run") == {Path("thesis.txt"): b"the only copy"}
 
 
+@pytest.mark.tensorflow
 def test_two_processes_cannot_train_in_one_folder(run):
     with RunFolder(run(epochs=1).run_dir).open({}, resume=False):
         with pytest.raises(RuntimeError, match="Another process"):
@@ -354,6 +413,7 @@ def test_two_processes_cannot_train_in_one_folder(run):
 # Bad input.
 
 
+@pytest.mark.tensorflow
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -372,6 +432,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.tensorflow
 def test_members_must_share_a_batch_evenly(run):
     with pytest.raises(ValueError, match="divisible by the 4 members.*batch_size=30"):
         run(model=ensemble(), batch_size=30)
