@@ -94,7 +94,7 @@ def speed_table():
         for record in results.read(ROOT / "benchmarks/results/step_time.jsonl")
     }
     lines = [
-        "| train step | milliseconds | peer | its milliseconds | ratio (quartiles) | bar |",
+        "| train step | ms | peer | its ms | ratio (quartiles) | bar |",
         "|---|---|---|---|---|---|",
     ]
     for claim, r in newest.items():
