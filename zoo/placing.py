@@ -23,11 +23,16 @@ def locked(folder):
     Args:
         folder: A `pathlib.Path`, which exists.
     """
-    with open(folder / ".lock", "w") as handle:
+    # Not through a link that somebody has put there.
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    lock = os.open(folder / ".lock", flags, 0o666)
+    try:
         # Released by the system when the process ends, however it ends.
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)
         _clear(folder)
         yield
+    finally:
+        os.close(lock)
 
 
 def place(partial, target):

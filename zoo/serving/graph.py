@@ -152,6 +152,7 @@ ALLOWED_OPS = frozenset(
 
 # Every SavedModel carries the operations that save it again and restore it. A server
 # restores, so restoring may be reached there and nowhere else; saving is not reached.
+CALL_OPS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
 RESTORE_OPS = frozenset({"RestoreV2"})
 SAVE_OPS = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "RestoreV2"})
 
@@ -212,7 +213,8 @@ def forbidden_ops(saved_model):
 
     All graphs and all functions are looked at, used or not. Operations of saving and
     restoring are part of every SavedModel; they are forbidden where a signature or an
-    initializer reaches them.
+    initializer reaches them, and restoring also where it might read another file than
+    the one it is given: the model's own variables.
 
     Args:
         saved_model: What `read` returned.
@@ -229,6 +231,10 @@ def forbidden_ops(saved_model):
         forbidden |= SAVE_OPS & _reached_ops(meta_graph, _served(meta_graph))
         restore = [meta_graph.saver_def.restore_op_name]
         forbidden |= (SAVE_OPS - RESTORE_OPS) & _reached_ops(meta_graph, restore)
+        # A function of that name would be called in place of the operation.
+        forbidden |= functions.keys() & (ALLOWED_OPS | SAVE_OPS)
+        if _restores_elsewhere(meta_graph):
+            forbidden.add("RestoreV2")
     return sorted(forbidden)
 
 
@@ -253,6 +259,66 @@ def needs_xla(meta_graph, signature):
         if f.signature.name in functions
     ]
     return any(XLA in a and a[XLA].b for a in attributes)
+
+
+def _restores_elsewhere(meta_graph):
+    """Tells whether a RestoreV2 may take its file's name from elsewhere.
+
+    The name must come from the tensor that a server feeds it to, unchanged: through
+    Identity operations and as an argument of plain function calls.
+    """
+    functions = {f.signature.name: f for f in meta_graph.graph_def.library.function}
+    saver = meta_graph.saver_def.filename_tensor_name
+    # For each function, the arguments that are the file's name in all of its calls.
+    given = {}
+    waiting = [(meta_graph.graph_def.node, {_tensor(saver)})]
+    while waiting:
+        nodes, known = waiting.pop()
+        known = _passed_on(nodes, known)
+        for node in nodes:
+            inputs = [_tensor(name) for name in node.input]
+            if node.op == "RestoreV2" and (not inputs or inputs[0] not in known):
+                return True
+            called = list(_called(node.attr))
+            for name in {node.op, *called} & functions.keys():
+                arguments = set()
+                if node.op in CALL_OPS and called == [name]:
+                    names = _arguments(functions[name])
+                    arguments = {a for a, t in zip(names, inputs) if t in known}  # noqa: B905
+                before = given.get(name)
+                given[name] = arguments if before is None else arguments & before
+                if given[name] != before:
+                    waiting.append((functions[name].node_def, given[name]))
+    return False
+
+
+def _passed_on(nodes, known):
+    """The tensors that are those of `known`, handed on by Identity."""
+    readers = {}
+    for node in nodes:
+        if node.op == "Identity" and node.input:
+            readers.setdefault(_tensor(node.input[0]), []).append(node.name)
+    known, waiting = set(known), list(known)
+    while waiting:
+        new = readers.pop(waiting.pop(), [])
+        known.update(new)
+        waiting += new
+    return known
+
+
+def _tensor(name):
+    """One name for an operation's first output: `n`, `n:0` or `n:output:0`."""
+    return name.removesuffix(":0").removesuffix(":output")
+
+
+def _arguments(function):
+    """The names of a function's arguments, or none where they are not clear."""
+    arguments = [a.name for a in function.signature.input_arg]
+    names = arguments + [node.name for node in function.node_def]
+    several = any(
+        a.number_attr or a.type_list_attr for a in function.signature.input_arg
+    )
+    return [] if several or len(set(names)) < len(names) else arguments
 
 
 def _served(meta_graph):

@@ -153,3 +153,52 @@ def test_a_forbidden_model_is_not_loaded_unless_told(tmp_path):
     servable.predict({"x": tf.constant([1.0]).numpy()})
     assert (tmp_path / "out").read_text() == "text"
     servable.close()
+
+
+def traced_restore(saved_model):
+    """The call of the function that restores, and that function."""
+    meta_graph = saved_model.meta_graphs[0]
+    nodes = {node.name: node for node in meta_graph.graph_def.node}
+    functions = {f.signature.name: f for f in meta_graph.graph_def.library.function}
+    call = nodes[meta_graph.saver_def.restore_op_name.partition(":")[0]]
+    return call, functions[call.attr["f"].func.name], meta_graph
+
+
+def constant(node, name):
+    node.name, node.op = name, "Const"
+    node.attr["dtype"].type = tf.string.as_datatype_enum
+    node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto("/some/other/checkpoint"))
+    return name
+
+
+@pytest.mark.parametrize("where", ["call", "function", "through an identity"])
+def test_restoring_another_file_is_forbidden(where, tmp_path):
+    weight = tf.Variable([1.0])
+    module = tf.Module()
+    module.w = weight
+    module.f = tf.function(
+        lambda x: {"y": x * weight}, input_signature=[tf.TensorSpec([None], name="x")]
+    )
+    tf.saved_model.save(module, str(tmp_path), {"serving_default": module.f})
+    saved_model = graph.read(tmp_path)
+    assert graph.forbidden_ops(saved_model) == []
+    call, function, meta_graph = traced_restore(saved_model)
+    if where == "call":
+        call.input[0] = constant(meta_graph.graph_def.node.add(), "elsewhere")
+    else:
+        name = constant(function.node_def.add(), "elsewhere") + ":output:0"
+        if where == "through an identity":
+            identity = function.node_def.add()
+            identity.name, identity.op = "passed_on", "Identity"
+            identity.input.append(name)
+            name = "passed_on:output:0"
+        (restore, *_) = [n for n in function.node_def if n.op == "RestoreV2"]
+        restore.input[0] = name
+    assert graph.forbidden_ops(saved_model) == ["RestoreV2"]
+
+
+def test_a_function_that_takes_an_operations_name_is_forbidden(module_path):
+    saved_model = graph.read(module_path / "1")
+    function = saved_model.meta_graphs[0].graph_def.library.function.add()
+    function.signature.name = "Identity"
+    assert graph.forbidden_ops(saved_model) == ["Identity"]
