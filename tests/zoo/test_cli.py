@@ -71,7 +71,10 @@ def test_version_and_help_import_nothing_heavy():
     )
     for option, expected in (("--version", f"kzoo {__version__}"), ("-h", "COMMAND")):
         done = subprocess.run(
-            [sys.executable, "-c", code.format(option)], capture_output=True, text=True
+            [sys.executable, "-c", code.format(option)],
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == 0, done.stderr
         assert expected in done.stdout
@@ -284,7 +287,7 @@ def test_a_reader_that_leaves(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
-        [*KZOO, "list"], stdout=writer, stderr=subprocess.PIPE, text=True
+        [*KZOO, "list"], stdout=writer, stderr=subprocess.PIPE, text=True, timeout=300
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")

@@ -24,7 +24,10 @@ with native_log_to({path!r}):
 def test_only_native_lines_go_to_the_file(tmp_path):
     path = str(tmp_path / "log")
     done = subprocess.run(
-        [sys.executable, "-c", CODE.format(path=path)], capture_output=True, text=True
+        [sys.executable, "-c", CODE.format(path=path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert (tmp_path / "log").read_text() == "native\nchild\nagain\n"
     first, rest = done.stderr.split("Traceback", 1)

@@ -142,6 +142,20 @@ def test_lost_runs_are_trained_again_to_the_same_model(made, tmp_path):
     assert snapshot(folder) == before
 
 
+def test_the_cards_command_trains_the_same_model_again(made, tiny, tmp_path, capsys):
+    folder, _ = made
+    run = ["--epochs", "1", "--run-dir", str(tmp_path / "run")]
+    data = ["--data-dir", str(folder / "runs/data")]
+    assert kzoo(["train", tiny, "--seed", "1", *run, *data]) == 0
+    capsys.readouterr()
+    one, other = (
+        keras.saving.load_model(path / "model.keras", compile=False).get_weights()
+        for path in (tmp_path / "run", folder / f"runs/{tiny}-seed1")
+    )
+    for a, b in zip(one, other, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_a_published_version_is_not_replaced_by_another_model(made, tmp_path, capsys):
     folder, arguments = made
     before = snapshot(folder)
