@@ -204,7 +204,7 @@ def from_proto(proto, name, limit):
         if int(np.prod(sizes, dtype=object)) * dtype.size > limit:
             raise invalid(f"tensor parsing error: {name}: more than {limit} bytes")
         return tf.make_ndarray(proto)
-    except (TypeError, ValueError, OverflowError) as error:
+    except (TypeError, KeyError, ValueError, OverflowError) as error:
         raise invalid(f"tensor parsing error: {name}: {error}") from None
 
 
@@ -227,7 +227,7 @@ def _session(path, meta_graph):
             }
             for name in _initializers(meta_graph):
                 session.run(name, assets)
-        except (tf.errors.OpError, ValueError, KeyError) as error:
+        except (tf.errors.OpError, TypeError, ValueError, KeyError) as error:
             session.close()
             code = getattr(error, "error_code", Code.DATA_LOSS)
             raise ServingError(
