@@ -136,7 +136,7 @@ def _step(number, text):
 
 
 def _say(text):
-    print(f"     {text}", flush=True)
+    print(f"     {text}".rstrip(), flush=True)
 
 
 def _data(data_dir):
