@@ -223,7 +223,7 @@ def test_slow_weights_are_validated_kept_and_returned(run):
     arguments = {"optimizer": never_synced, "learning_rate": 0.5}
     result = run(model=model, **arguments)
     assert np.ptp(result.history["val_nll"]) == 0
-    assert result.history["loss"][-1] < result.history["loss"][0] - 0.1
+    assert result.history["loss"][-1] < result.history["loss"][0] - 0.02
     saved = [
         keras.models.load_model(result.run_dir / name).get_weights()
         for name in ("best.keras", "model.keras")
