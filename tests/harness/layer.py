@@ -178,11 +178,6 @@ class Subject:
         return found
 
 
-def variables_of(layer):
-    """A layer's variables, its seed generators' and its sublayers' included."""
-    return layer.variables
-
-
 def is_seed(variable):
     """Whether a variable is the state of a SeedGenerator."""
     return "seed_generator" in variable.path
@@ -190,20 +185,20 @@ def is_seed(variable):
 
 def values_of(layer):
     """A copy of a layer's state."""
-    return [v.numpy().copy() for v in variables_of(layer)]
+    return [v.numpy().copy() for v in layer.variables]
 
 
 def assign(layer, values):
     """Puts a copied state back."""
-    for variable, value in zip(variables_of(layer), values, strict=True):
+    for variable, value in zip(layer.variables, values, strict=True):
         variable.assign(value)
 
 
 def draws(layer, subject, training):
     """Whether a call advances a seed generator."""
-    before = [v.numpy() for v in variables_of(layer) if is_seed(v)]
+    before = [v.numpy() for v in layer.variables if is_seed(v)]
     subject.call(layer, subject.inputs(), training)
-    return differ(before, [v for v in variables_of(layer) if is_seed(v)])
+    return differ(before, [v for v in layer.variables if is_seed(v)])
 
 
 def check_build(subject):
@@ -212,15 +207,15 @@ def check_build(subject):
         layer = subject.make()
         layer.build(subject.map_shapes(lambda i, s: tuple(s)))
         check.that(layer.built, "expected build to set `built`", layer.built)
-        paths = [v.path for v in variables_of(layer)]
+        paths = [v.path for v in layer.variables]
         subject.call(layer, subject.inputs(), False)
         subject.call(layer, subject.inputs(seed=1), True)
         check.equal(
             "the weights after two calls, all made by build,",
-            [v.path.split("/")[-1] for v in variables_of(layer)],
+            [v.path.split("/")[-1] for v in layer.variables],
             [path.split("/")[-1] for path in paths],
         )
-        named_once(check, variables_of(layer), "weight paths")
+        named_once(check, layer.variables, "weight paths")
 
 
 def check_shape(subject):

@@ -157,6 +157,7 @@ def check_build(make):
         optimizer.build(model.trainable_variables)
         paths = [v.path for v in optimizer.variables]
         named_once(check, optimizer.variables, "optimizer variables")
+        check_float32(check, optimizer, "float32")
         optimizer.build(model.trainable_variables)
         check.equal(
             "the variables after a second build",
@@ -164,6 +165,16 @@ def check_build(make):
             paths,
         )
         apply(make(), gradients())
+
+
+def check_float32(check, optimizer, policy):
+    """Requires an optimizer's state to be in float32."""
+    for v in optimizer.variables:
+        check.that(
+            "float" not in v.dtype or v.dtype == "float32",
+            f"expected float32 optimizer variables under {policy}",
+            f"{v.path} of {v.dtype}",
+        )
 
 
 def check_training(make):
@@ -357,12 +368,7 @@ def check_loss_scale(make):
             model = new_model(policy)
             optimizer = make()
             optimizer.build(model.trainable_variables)
-            for v in optimizer.variables:
-                check.that(
-                    "float" not in v.dtype or v.dtype == "float32",
-                    f"expected float32 optimizer variables under {policy}",
-                    f"{v.path} of {v.dtype}",
-                )
+            check_float32(check, optimizer, policy)
 
 
 def leave_for_fresh_processes(make):
