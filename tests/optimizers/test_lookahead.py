@@ -60,7 +60,11 @@ def run(optimizer, steps, variables=None):
     variables = variables or new_variables()
     values = []
     for pair in steps:
-        optimizer.apply([keras.ops.convert_to_tensor(g) for g in pair], variables)
+        tensors = [
+            keras.ops.convert_to_tensor(g, keras.backend.standardize_dtype(v.dtype))
+            for g, v in zip(pair, variables, strict=True)
+        ]
+        optimizer.apply(tensors, variables)
         values.append([v.numpy().copy() for v in variables])
     return values
 
@@ -337,11 +341,17 @@ def test_slow_weights_start_from_what_is_loaded_before_the_first_update():
 
 def test_slow_weights_are_float32_for_half_precision():
     theta = keras.Variable([1.0], dtype="bfloat16")
-    optimizer = Lookahead(optimizers.SGD(2.0**-8), 2, 0.5, inner_state="pullback")
+    inner = optimizers.SGD(2.0**-8, momentum=0.5, gradient_accumulation_steps=2)
+    optimizer = Lookahead(inner, 2, 0.5, inner_state="pullback")
     # In bfloat16, 1 - 2⁻⁸ and 1 - 2⁻⁷ are numbers, and what is halfway is not.
-    run(optimizer, [[np.array([1.0])], [np.zeros(1)]], [theta])
-    assert slow(optimizer)[0].dtype == np.float32
-    np.testing.assert_equal(slow(optimizer)[0], [1 - 2.0**-9])
+    for gradient in (1.0, 1.0, -0.5, -0.5):
+        run(optimizer, [[np.full(1, gradient)]], [theta])
+    for _ in range(2):
+        assert slow(optimizer)[0].dtype == np.float32
+        np.testing.assert_equal(slow(optimizer)[0], [1 - 2.0**-9])
+        np.testing.assert_equal(keras.ops.convert_to_numpy(theta), [1.0])
+        # What is only accumulated is no update, and brings no sync.
+        run(optimizer, [[np.ones(1)]], [theta])
 
 
 def test_a_constraint_holds_for_the_slow_weights():
