@@ -11,50 +11,90 @@ def change_if(predicate, changes, strategy):
 
     Args:
         predicate: A boolean tensor.
-        changes: Pairs of a tuple of variables and a function, which takes their values
-            and returns new ones for all of them, or for the first few.
+        changes: Triples: the variables to change, the variables that are only read,
+            and a function that takes the values of the former and of the latter, and
+            returns new ones for the former. No change concerns what another changes.
         strategy: On TensorFlow, the `tf.distribute.Strategy` of the variables.
     """
-    if keras.backend.backend() != "tensorflow":
-        for variables, values in changes:
-            _assign(variables, values, predicate)
+    if keras.backend.backend() == "jax":
+        import jax
+
+        if isinstance(predicate, jax.core.Tracer):
+            _change_in_loop(predicate, changes)
+        elif predicate:
+            for change in changes:
+                _change(*change)
         return
     import tensorflow as tf
 
-    # XLA fuses a choice into the update that precedes it, but copies all that a
-    # conditional may change. Without XLA a choice costs a pass over the variables.
-    chosen = _in_xla()
+    in_xla = _in_xla()
 
-    def change(distribution, predicate):
-        predicate = distribution.experimental_local_results(predicate)[0]
+    def merged(distribution, predicate):
+        def local(variable):
+            return distribution.experimental_local_results(_native(variable))[0]
 
-        def assign():
-            for variables, values in changes:
-                first, *rest = (_native(variable) for variable in variables)
+        def change():
+            for changed, read, values in changes:
+                first, *rest = (_native(variable) for variable in (*changed, *read))
+                n = len(changed)
                 distribution.extended.update(
                     first,
-                    lambda *local, values=values: _assign(
-                        local, values, predicate if chosen else None
+                    lambda *local, n=n, values=values: _change(
+                        local[:n], local[n:], values
                     ),
                     args=tuple(rest),
                     group=False,
                 )
 
-        if chosen:
-            assign()
+        predicate = local(predicate)
+        if in_xla:  # Which takes one replica only.
+            _change_in_loop(
+                predicate,
+                [
+                    (tuple(map(local, changed)), tuple(map(local, read)), values)
+                    for changed, read, values in changes
+                ],
+            )
         else:
-            ops.cond(predicate, assign, lambda: None)
+            ops.cond(predicate, change, lambda: None)
 
-    tf.__internal__.distribute.interim.maybe_merge_call(change, strategy, predicate)
+    tf.__internal__.distribute.interim.maybe_merge_call(merged, strategy, predicate)
 
 
-def _assign(variables, values, predicate=None):
-    old = [ops.convert_to_tensor(variable) for variable in variables]
-    for variable, kept, value in zip(variables, old, values(*old), strict=False):
-        value = ops.cast(value, kept.dtype)
-        if predicate is not None:
-            value = ops.where(predicate, value, kept)
-        variable.assign(value)
+def _change(changed, read, values):
+    change = (changed, read, values)
+    new = _new(change, _tensors(changed), _tensors(read))
+    for variable, value in zip(changed, new, strict=True):
+        variable.assign(ops.copy(value))  # On JAX two must not share a buffer.
+
+
+def _change_in_loop(predicate, changes):
+    """Makes the changes in a loop of one round, or of none.
+
+    XLA lets a loop change its values in place. Of a conditional it copies all that
+    may change, and a choice between old and new values is a pass over them a step.
+    """
+    rounds = ops.cast(predicate, "int32")
+    old = [_tensors(changed) for changed, _, _ in changes]
+    read = [_tensors(read) for _, read, _ in changes]
+
+    def change(i, *old):
+        return i + 1, *map(_new, changes, old, read)
+
+    _, *new = ops.while_loop(lambda i, *_: i < rounds, change, (0, *old))
+    for (changed, _, _), values in zip(changes, new, strict=True):
+        for variable, value in zip(changed, values, strict=True):
+            variable.assign(value)
+
+
+def _new(change, old, read):
+    *_, values = change
+    new = values(*old, *read)
+    return [ops.cast(n, o.dtype) for n, o in zip(new, old, strict=True)]
+
+
+def _tensors(variables):
+    return [ops.convert_to_tensor(variable) for variable in variables]
 
 
 def _native(variable):

@@ -175,7 +175,11 @@ class Lookahead(keras.optimizers.Optimizer):
             # Lists of variables of others: Keras would take them for state of ours if
             # they were attributes.
             self._changes = SimpleNamespace(
-                start=[((slow, fast), _start) for fast, slow in pairs],
+                start=[((slow,), (fast,), _start) for fast, slow in pairs]
+                + [
+                    ((rule._iterations,), (), _wait)
+                    for rule in rules(self.inner_optimizer)
+                ],
                 sync=[self._sync_of(fast, slow) for fast, slow in pairs] + resets,
             )
             for fast, slow in pairs if eager else ():
@@ -210,7 +214,7 @@ class Lookahead(keras.optimizers.Optimizer):
                 rule._backend_update_step,
             )
         return [
-            ((slot,), functools.partial(_fill, value=initial_value(slot)))
+            ((slot,), (), functools.partial(_fill, value=initial_value(slot)))
             for part in nested(inner)
             for slot in slots(part)
             if not any(slot is copy for copy in self._copies_in(part))
@@ -249,7 +253,7 @@ class Lookahead(keras.optimizers.Optimizer):
                 value = constraint(value)
             return [value] * (2 + len(followers))
 
-        return (slow, fast, *followers), sync
+        return (slow, fast, *followers), (), sync
 
     def _copies_in(self, part):
         """The variables, one a weight, in which a part of A copies the weights."""
@@ -494,6 +498,12 @@ class Lookahead(keras.optimizers.Optimizer):
 
 def _start(slow, fast):
     return [fast]
+
+
+def _wait(iterations):
+    # The same number, which XLA does not know: so A's update, which reads it, comes
+    # after the start, and can be in place. Else XLA would copy θ, which both read.
+    return [ops.maximum(iterations, 0)]
 
 
 def _fill(slot, value):
