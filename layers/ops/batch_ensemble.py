@@ -35,15 +35,19 @@ def batch_ensemble(linear, x, alpha, gamma, bias=None, axis=-1):
         ValueError: If M does not divide the number of rows (see `split_members`).
     """
     *rank, members, _ = alpha.shape
+    axis = axis % len(x.shape) - len(x.shape)  # From the end: axes may come before.
     x = _check_members(x, members)
+    flat = _flatten(x, [], axis)
     # With rank K, K scaled copies of the batch lie one behind the other: [K * M * B].
-    y = linear(_merge(_split(x, [members], axis) * _per_channel(alpha, x, axis), x))
-    out = _split(y, [*rank, members], axis) * _per_channel(gamma, y, axis)
+    scaled = flat * _repeat(alpha, flat, axis)
+    y = linear(ops.reshape(scaled, (-1, *ops.shape(x)[1:])))
+    flat = _flatten(y, rank, axis)
+    out = flat * _repeat(gamma, flat, axis)
     if rank:
         out = ops.sum(out, axis=0)
     if bias is not None:
-        out = out + _per_channel(bias, y, axis)
-    return _merge(out, y)
+        out = out + _repeat(bias, out, axis)
+    return ops.reshape(out, (-1, *ops.shape(y)[1:]))
 
 
 def split_members(x, ensemble_size):
@@ -110,21 +114,16 @@ def _check_members(x, ensemble_size):
     return ops.reshape(ops.reshape(x, (ensemble_size, -1, *rest)), (rows, *rest))
 
 
-# The products run over [..., M, positions, C, (what follows the channels)]: with few
-# axes XLA's CPU loops are short to nest, and the gradients of r and s are plain sums
-# over the positions.
+# The products run over [..., M * positions, channels, ...], with each member's weights
+# repeated for its positions: XLA's CPU sums the gradients of r, s and b, which are sums
+# over positions, far faster than those of a product that broadcasts over an axis.
 
 
-def _split(x, lead, axis):
-    channels, *rest = ops.shape(x)[axis % len(x.shape) :]
-    return ops.reshape(x, (*lead, -1, channels, *rest))
+def _flatten(x, lead, axis):
+    return ops.reshape(x, (*lead, -1, *ops.shape(x)[axis:]))
 
 
-def _per_channel(weights, x, axis):
-    after = len(x.shape) - axis % len(x.shape) - 1
-    *lead, channels = weights.shape
-    return ops.reshape(weights, (*lead, 1, channels, *[1] * after))
-
-
-def _merge(x, like):
-    return ops.reshape(x, (-1, *ops.shape(like)[1:]))
+def _repeat(weights, like, axis):
+    positions = ops.shape(like)[axis - 1] // weights.shape[-2]
+    weights = ops.repeat(weights, positions, axis=-2)
+    return ops.reshape(weights, (*ops.shape(weights), *[1] * (-axis - 1)))
