@@ -22,18 +22,22 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# The whole suite: once on TensorFlow, then what is not TensorFlow's own on JAX.
+# The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. Each
+# keeps one core busy, so both run at a time; JAX's output follows at the end.
 test: lint
-	KERAS_BACKEND=tensorflow $(PY) -m pytest
-	KERAS_BACKEND=jax $(PY) -m pytest
+	@mkdir -p runs
+	@echo "pytest on TensorFlow, and on JAX into runs/test-jax.log"
+	@KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST) >runs/test-jax.log 2>&1 & jax=$$!; \
+	KERAS_BACKEND=tensorflow $(PY) -m pytest $(PYTEST); tensorflow=$$?; \
+	wait $$jax; jax=$$?; cat runs/test-jax.log; \
+	exit $$((tensorflow || jax))
 
 test-fast: lint
 	KERAS_BACKEND=tensorflow $(PY) -m pytest -m "not slow"
 
 # The full cross product of dtypes and pairs, which takes long.
-test-all: lint
-	KERAS_BACKEND=tensorflow $(PY) -m pytest --all
-	KERAS_BACKEND=jax $(PY) -m pytest --all
+test-all:
+	$(MAKE) test PYTEST=--all
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
