@@ -53,14 +53,15 @@ def classification(model):
     (4, (2, 4, 10))
     """
     last = _last_layer(model)
+    # The layer Softmax, or the operation of keras.ops, whose class is not public.
+    function = type(last).__name__.lower()
     activation = getattr(last, "activation", None)
-    if isinstance(last, keras.layers.Softmax):
-        activation = keras.activations.softmax
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
+        function = keras.activations.serialize(activation)
+    if function in ("softmax", "sigmoid"):
         raise ValueError(
             "The model must end in logits, not in probabilities. Received: a model "
-            f"whose last layer, {last.name!r}, gives the "
-            f"{keras.activations.serialize(activation)!r} of them"
+            f"whose last layer, {last.name!r}, gives the {function!r} of them"
         )
     members, logits = _split_off_average(model)
     before = model

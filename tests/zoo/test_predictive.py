@@ -124,11 +124,13 @@ def test_a_single_row():
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("how", ["argument", "layer", "nested"])
+@pytest.mark.parametrize("how", ["argument", "layer", "nested", "operation"])
 def test_probabilities_as_output_are_refused(activation, how):
     x = keras.Input((3,))
     if how == "argument":
         output = keras.layers.Dense(4, activation=activation)(x)
+    elif how == "operation":
+        output = getattr(keras.ops, activation)(keras.layers.Dense(4)(x))
     else:
         output = keras.layers.Activation(activation)(keras.layers.Dense(4)(x))
     model = keras.Model(x, output)

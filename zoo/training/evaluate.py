@@ -1,6 +1,7 @@
 """Accuracy, calibration and uncertainty of a classifier, read in one pass."""
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from ..datasets import load
@@ -12,6 +13,14 @@ from ..metrics import (
     PredictiveEntropy,
 )
 from ..predictive import classification
+
+OUTPUTS = ("probabilities", "member_probabilities")
+# How far probabilities may be from summing to 1: what half precision makes of them.
+TOLERANCE = 1e-2
+
+OUTPUTS = ("probabilities", "member_probabilities")
+# How far probabilities may be from summing to 1: what half precision makes of them.
+TOLERANCE = 1e-2
 
 
 def evaluate(
@@ -36,7 +45,10 @@ def evaluate(
         SavedModel) and `examples`.
 
     Raises:
-        ValueError: If the model does not end in logits, or the split does not exist.
+        ValueError: If the model does not end in logits, or a SavedModel's
+            probabilities are none; if it has not the data set's number of classes;
+            or if the split does not exist. What cannot be known before is checked on
+            the first batch.
 
     Example:
 
@@ -54,10 +66,13 @@ def evaluate(
         "predictive_entropy": PredictiveEntropy(),
         "mutual_information": MutualInformation(),
     }
-    examples, _ = load(dataset, split, data_dir=data_dir)
+    examples, data = load(dataset, split, data_dir=data_dir)
     count = 0
     for x, y in examples.batch(batch_size).as_numpy_iterator():
         outputs = predict(x)
+        if not count:
+            _check_outputs(outputs, data)
+            _check_logits(model, x[:8])
         for name, metric in metrics.items():
             of_members = name != "accuracy"
             metric.update_state(
@@ -87,6 +102,86 @@ def _predict(model):
     [(name, tensor)] = model.signature().inputs.items()
     dtype = tf.dtypes.as_dtype(tensor.dtype).as_numpy_dtype
     return lambda x: model.predict({name: x.astype(dtype)})
+
+
+def _check_outputs(outputs, data):
+    """Raises ValueError unless there are probabilities of the data set's classes."""
+    if missing := [name for name in OUTPUTS if name not in outputs]:
+        raise ValueError(
+            f"The SavedModel must have the outputs {', '.join(OUTPUTS)}. "
+            f"Received: {sorted(outputs)}, without {missing[0]}"
+        )
+    labels = data.features[data.supervised_keys[1]]
+    classes = getattr(labels, "num_classes", None)
+    for name in OUTPUTS:
+        probs = outputs[name]
+        if classes and probs.shape[-1] != classes:
+            raise ValueError(
+                f"The model must have as many classes as {data.full_name}, {classes}. "
+                f"Received: {name} with shape {tuple(probs.shape)}"
+            )
+        if _distance_from_probabilities(probs) > TOLERANCE:
+            raise ValueError(
+                f"The model's {name} must be at least 0 and sum to 1. Received: "
+                f"rows with sums from {probs.sum(-1).min():.4g} to "
+                f"{probs.sum(-1).max():.4g}, and the least value {probs.min():.4g}"
+            )
+
+
+def _check_logits(model, x):
+    """Raises ValueError if a Keras model gives probabilities for some inputs."""
+    if isinstance(model, keras.Model):
+        output = keras.ops.convert_to_numpy(model(x, training=False))
+        if _distance_from_probabilities(output) <= TOLERANCE:
+            raise ValueError(
+                "The model must end in logits, not in probabilities. Received: model "
+                f"{model.name!r}, whose outputs are at least 0 and sum to 1"
+            )
+
+
+def _distance_from_probabilities(rows):
+    """Returns how far a row is below 0 or its sum from 1; NaN if there is a NaN."""
+    return np.maximum(np.max(-rows), np.max(np.abs(np.sum(rows, axis=-1) - 1)))
+
+
+def _check_outputs(outputs, data):
+    """Raises ValueError unless there are probabilities of the data set's classes."""
+    if missing := [name for name in OUTPUTS if name not in outputs]:
+        raise ValueError(
+            f"The SavedModel must have the outputs {', '.join(OUTPUTS)}. "
+            f"Received: {sorted(outputs)}, without {missing[0]}"
+        )
+    labels = data.features[data.supervised_keys[1]]
+    classes = getattr(labels, "num_classes", None)
+    for name in OUTPUTS:
+        probs = outputs[name]
+        if classes and probs.shape[-1] != classes:
+            raise ValueError(
+                f"The model must have as many classes as {data.full_name}, {classes}. "
+                f"Received: {name} with shape {tuple(probs.shape)}"
+            )
+        if _distance_from_probabilities(probs) > TOLERANCE:
+            raise ValueError(
+                f"The model's {name} must be at least 0 and sum to 1. Received: "
+                f"rows with sums from {probs.sum(-1).min():.4g} to "
+                f"{probs.sum(-1).max():.4g}, and the least value {probs.min():.4g}"
+            )
+
+
+def _check_logits(model, x):
+    """Raises ValueError if a Keras model gives probabilities for some inputs."""
+    if isinstance(model, keras.Model):
+        output = keras.ops.convert_to_numpy(model(x, training=False))
+        if _distance_from_probabilities(output) <= TOLERANCE:
+            raise ValueError(
+                "The model must end in logits, not in probabilities. Received: model "
+                f"{model.name!r}, whose outputs are at least 0 and sum to 1"
+            )
+
+
+def _distance_from_probabilities(rows):
+    """Returns how far a row is below 0 or its sum from 1; NaN if there is a NaN."""
+    return np.maximum(np.max(-rows), np.max(np.abs(np.sum(rows, axis=-1) - 1)))
 
 
 class _Predictions(keras.Model):

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 
 from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
-from kzoo.zoo import evaluate, load
+from kzoo.zoo import evaluate, export, load
 from kzoo.zoo.metrics import ExpectedCalibrationError
+from kzoo.zoo.serving.servable import Servable
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,78 @@ def test_leaves_a_compiled_model_as_it_is(data_dir):
     assert model.loss == "mse"
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def plain(classes=10):
+    image = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Flatten()(image)
+    return keras.Model(image, keras.layers.Dense(classes)(x), name="plain")
+
+
+class Subclassed(keras.Model):
+    """A model whose last operation nobody can see from outside."""
+
+    def __init__(self, function):
+        super().__init__(name="hidden")
+        self.inner, self.function = plain(), function
+
+    def call(self, x, training=False):
+        return self.function(self.inner(x, training=training))
+
+
+@pytest.mark.parametrize("classes", [9, 11])
+def test_another_number_of_classes_is_refused(classes, data_dir):
+    with pytest.raises(ValueError, match=rf"digits/1.0.0, 10. Received: .*{classes}\)"):
+        evaluate(plain(classes), split="validation", data_dir=data_dir)
+
+
+def test_probabilities_that_show_only_in_numbers_are_refused(data_dir):
+    model = Subclassed(keras.ops.softmax)
+    with pytest.raises(ValueError, match="logits.*Received: model 'hidden'"):
+        evaluate(model, split="validation", data_dir=data_dir)
+    # Logits there are as good as elsewhere, also log-probabilities.
+    hidden = Subclassed(keras.ops.log_softmax)
+    figures, expected = (
+        evaluate(m, split="validation", data_dir=data_dir)
+        for m in (hidden, hidden.inner)
+    )
+    assert figures == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_model_of_nan_measures_nan(data_dir):
+    model = plain()
+    model.layers[-1].kernel.assign(np.full((64, 10), np.nan))
+    assert np.isnan(evaluate(model, split="validation", data_dir=data_dir)["nll"])
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize(
+    "outputs, message",
+    [
+        (lambda logits: {"probabilities": logits}, "without member_probabilities"),
+        (
+            lambda logits: two(logits),
+            "sum to 1. Received: .*least value -",
+        ),
+        (lambda logits: two(keras.ops.sigmoid(logits)), "sum to 1. Received: .*sums"),
+        (lambda logits: two(keras.ops.softmax(logits[:, 1:])), r"Received: .*, 9\)"),
+        (lambda logits: two(keras.ops.softmax(logits)), None),
+    ],
+)
+def test_a_savedmodels_probabilities_must_be_some(outputs, message, data_dir, tmp_path):
+    model = plain()
+    path = export(model, tmp_path, xla=False, function=lambda x: outputs(model(x)))
+    servable = Servable(path)
+    if message:
+        with pytest.raises(ValueError, match=message):
+            evaluate(servable, split="validation", data_dir=data_dir)
+    else:
+        figures = evaluate(servable, split="validation", data_dir=data_dir)
+        expected = evaluate(model, split="validation", data_dir=data_dir)
+        del expected["parameters"]
+        assert figures == pytest.approx(expected, rel=1e-4)
+    servable.close()
+
+
+def two(probs):
+    return {"probabilities": probs, "member_probabilities": probs[:, None]}
