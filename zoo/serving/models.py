@@ -190,7 +190,8 @@ class Model:
 
         A version is unloaded only when another one is available, or when the folder
         has no version left, and only after its last request. A version that did not
-        load is tried again when its folder has changed.
+        load is tried again when its folder has changed. Where the newest one is wanted
+        and does not load, an older one serves until it does.
         """
         found = self._found()
         if found is None:  # the whole folder is away: perhaps it comes back
@@ -198,6 +199,11 @@ class Model:
         wanted = self._wanted(found)
         for number in sorted(wanted, reverse=True):
             self._bring_up(number, found[number])
+        if self.config.versions is None:
+            for number in sorted(found, reverse=True):
+                if self._available():
+                    break
+                self._bring_up(number, found[number])
         with self._lock:
             available = self._available()
             gone = available - wanted if not wanted or available & wanted else set()
@@ -216,16 +222,15 @@ class Model:
     def _found(self):
         """{version: folder} on the disk, or None when there is no base folder."""
         base = Path(self.config.base_path)
+        found = {}
         try:
-            entries = sorted(base.iterdir())
+            for entry in base.iterdir():
+                # One spelling a version: "01" and "1" would be the same to a client.
+                if re.fullmatch(r"0|[1-9]\d{0,18}", entry.name, re.ASCII):
+                    if int(entry.name) <= MAX_VERSION and entry.is_dir():
+                        found[int(entry.name)] = entry
         except OSError:
             return None
-        found = {}
-        for entry in entries:
-            # One spelling a version: "01" and "1" would be the same to a client.
-            if re.fullmatch(r"0|[1-9]\d{0,18}", entry.name, re.ASCII):
-                if int(entry.name) <= MAX_VERSION and entry.is_dir():
-                    found[int(entry.name)] = entry
         return found
 
     def _wanted(self, found):
@@ -246,11 +251,15 @@ class Model:
             version.state, version.error = State.LOADING, None
         try:
             servable = self._load(folder)
-        except (ServingError, ValueError) as problem:
+        except Exception as problem:
+            # Whatever a folder holds, it must not keep others from being served.
             error = problem
             if not isinstance(problem, ServingError):
-                error = ServingError(Code.NOT_FOUND, str(problem))
+                bad = isinstance(problem, ValueError)
+                code = Code.NOT_FOUND if bad else Code.UNKNOWN
+                error = ServingError(code, str(problem) or type(problem).__name__)
             LOG.error("%s version %s: %s", self.name, number, error)
+            LOG.debug("%s does not load", folder, exc_info=True)
             with self._lock:
                 version.state, version.error = State.END, error
                 version.failed = looks
@@ -287,8 +296,9 @@ def _is_version(value):
 def _looks(folder):
     """A folder's files with their sizes and times: changes when any of them does."""
     looks = []
-    for entry in sorted(folder.rglob("*")):
-        with contextlib.suppress(OSError):  # removed meanwhile
-            stat = entry.stat()
-            looks.append((os.fspath(entry), stat.st_size, stat.st_mtime_ns))
-    return tuple(looks)
+    for root, folders, files in os.walk(folder):  # passes over what it cannot read
+        for path in (os.path.join(root, name) for name in (*folders, *files)):
+            with contextlib.suppress(OSError):  # removed meanwhile
+                stat = os.stat(path)
+                looks.append((path, stat.st_size, stat.st_mtime_ns))
+    return tuple(sorted(looks))

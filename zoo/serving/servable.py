@@ -225,15 +225,32 @@ def _session(path, meta_graph):
                 asset.tensor_info.name: os.fspath(path / "assets" / asset.filename)
                 for asset in meta_graph.asset_file_def
             }
+            _check_signatures(imported, meta_graph)
             for name in _initializers(meta_graph):
                 session.run(name, assets)
-        except (tf.errors.OpError, TypeError, ValueError, KeyError) as error:
+        except (tf.errors.OpError, TypeError, ValueError, KeyError, OSError) as error:
             session.close()
             code = getattr(error, "error_code", Code.DATA_LOSS)
             raise ServingError(
                 code, f"{path} does not load: {_cause(error)}"
             ) from error
     return session
+
+
+def _check_signatures(imported, meta_graph):
+    """Requires every dense tensor of a signature to be in the graph, with its type."""
+    for key, signature in meta_graph.signature_def.items():
+        if key == INIT_SIGNATURE:  # names an operation
+            continue
+        for name, info in (*signature.inputs.items(), *signature.outputs.items()):
+            if not _is_dense(info):  # refused when it is asked for
+                continue
+            expected = imported.get_tensor_by_name(info.name).dtype.base_dtype
+            if tf.as_dtype(info.dtype).base_dtype != expected:
+                raise ValueError(
+                    f"Expected {expected.name} as the type of {name!r} in the "
+                    f"signature {key!r}. Received: {tf.as_dtype(info.dtype).name}"
+                )
 
 
 def _initializers(meta_graph):
@@ -258,7 +275,7 @@ def _feeds(signature, inputs):
     feeds = {}
     for name, array in inputs.items():
         info = signature.inputs[name]
-        if info.WhichOneof("encoding") != "name":
+        if not _is_dense(info):
             raise ServingError(
                 Code.UNIMPLEMENTED, f"input {name!r} is not a dense tensor"
             )
@@ -287,7 +304,21 @@ def _fetches(signature, outputs):
         )
     if len(set(outputs)) < len(outputs):
         raise invalid(f"duplicate output tensor alias in {','.join(outputs)}")
-    return {name: signature.outputs[name].name for name in outputs or signature.outputs}
+    fetches = {}
+    for name in outputs or signature.outputs:
+        info = signature.outputs[name]
+        if not _is_dense(info):
+            raise ServingError(
+                Code.UNIMPLEMENTED, f"output {name!r} is not a dense tensor"
+            )
+        fetches[name] = info.name
+    return fetches
+
+
+def _is_dense(info):
+    """Tells whether a signature's tensor is one that a request can hold."""
+    handles = (tf.resource.as_datatype_enum, tf.variant.as_datatype_enum)
+    return info.WhichOneof("encoding") == "name" and info.dtype not in handles
 
 
 def _shape(shape):

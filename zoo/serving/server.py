@@ -7,7 +7,6 @@ It is for development, tests and small deployments: what works against it works 
 TensorFlow Serving with the same folders. docs/serving.md names the differences.
 """
 
-import contextlib
 import logging
 import os
 import signal
@@ -91,7 +90,8 @@ class Server:
             The server itself.
 
         Raises:
-            ValueError: A model has no version that loads, or a label names none.
+            ValueError: A model has no version, none of any model loads, or a label
+                names a version that is not available.
             ImportError: gRPC was asked for and is not installed.
             OSError: A port cannot be had.
             RuntimeError: It was started before.
@@ -102,8 +102,10 @@ class Server:
         try:
             for model in self._models.values():
                 model.refresh()
-                _require_available(model)
-                model.set_labels(model.labels)
+                if _available(model):
+                    model.set_labels(model.labels)
+            if not any(map(_available, self._models.values())):
+                raise ValueError(_problems(self._models.values()))
             if self._ports["rest"] is not None:
                 front = rest.RestServer(
                     self, self.host, self._ports["rest"], self._threads
@@ -345,17 +347,23 @@ def _config(name, config):
     return config
 
 
-def _require_available(model):
-    with contextlib.suppress(ServingError):
-        states = model.status()
-        if any(state is State.AVAILABLE for _, state, *_ in states):
-            return
-        problems = "; ".join(f"version {n}: {m}" for n, _, _, m in states)
-        raise ValueError(f"No version of {model.name!r} could be loaded: {problems}")
-    raise ValueError(
-        f"Expected a version folder of {model.name!r}, named by an integer, in "
-        f"{os.fspath(model.config.base_path)!r}. Received: none that fits "
-        f"{model.config.versions!r}"
+def _available(model):
+    """Tells whether a version of a model was loaded, of those that must be there."""
+    try:
+        return any(state is State.AVAILABLE for _, state, *_ in model.status())
+    except ServingError:
+        raise ValueError(
+            f"Expected a version folder of {model.name!r}, named by an integer, in "
+            f"{os.fspath(model.config.base_path)!r}. Received: none that fits "
+            f"{model.config.versions!r}"
+        ) from None
+
+
+def _problems(models):
+    return "; ".join(
+        f"No version of {model.name!r} could be loaded: "
+        + "; ".join(f"version {n}: {m}" for n, _, _, m in model.status())
+        for model in models
     )
 
 

@@ -42,6 +42,7 @@ class Folder:
     def __init__(self, path):
         self.path = path
         self.loaded = []
+        self.error = ServingError(Code.DATA_LOSS, "broken")
 
     def model(self, versions=None, labels=()):
         config = ModelConfig(self.path, versions, dict(labels))
@@ -60,7 +61,7 @@ class Folder:
     def load(self, path):
         self.loaded.append(path.name)
         if (path / "broken").exists():
-            raise ServingError(Code.DATA_LOSS, "broken")
+            raise self.error
         return Servable(path)
 
 
@@ -150,6 +151,63 @@ def test_a_version_that_does_not_load_leaves_the_old_one(folder):
     (folder.path / "2" / "broken").unlink()
     model.refresh()
     assert newest(model) == 2 and states(model) == {2: "AVAILABLE", 1: "END"}
+
+
+@pytest.mark.parametrize(
+    "error, code",
+    [
+        (ValueError("broken"), Code.NOT_FOUND),
+        (OSError("broken"), Code.UNKNOWN),
+        (KeyError("broken"), Code.UNKNOWN),
+        (MemoryError(), Code.UNKNOWN),
+    ],
+)
+def test_whatever_loading_raises_the_other_versions_are_served(folder, error, code):
+    folder.add(1, 2, 3)
+    (folder.path / "2" / "broken").touch()
+    folder.error = error
+    model = folder.model("all")
+    model.refresh()
+    assert states(model) == {3: "AVAILABLE", 2: "END", 1: "AVAILABLE"}
+    ((_, _, got, message),) = model.status(2)
+    assert got is code and message
+    model.refresh()
+    assert folder.loaded == ["3", "2", "1"]
+
+
+def test_an_older_version_serves_until_the_newest_loads(folder):
+    folder.add(1, 2, 3, 4)
+    for version in "43":
+        (folder.path / version / "broken").touch()
+    model = folder.model()
+    model.refresh()
+    model.refresh()
+    assert folder.loaded == ["4", "3", "2"]
+    assert states(model) == {4: "END", 3: "END", 2: "AVAILABLE"}
+    (folder.path / "3" / "broken").unlink()  # not the newest: nothing changes
+    model.refresh()
+    assert newest(model) == 2
+    (folder.path / "4" / "broken").unlink()
+    model.refresh()
+    assert states(model) == {4: "AVAILABLE", 3: "END", 2: "END"}
+
+
+def test_folders_that_cannot_be_read_do_not_stop_a_look(folder, monkeypatch):
+    def refused(*_):
+        raise PermissionError
+
+    folder.add(1)
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.rglob", refused)
+        patch.setattr("os.scandir", refused)
+        model = folder.model()
+        patch.setattr(model, "_found", lambda: {1: folder.path / "1"})
+        model.refresh()
+        assert newest(model) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("pathlib.Path.is_dir", refused)
+        model.refresh()
+    assert states(model) == {1: "AVAILABLE"}
 
 
 def test_a_removed_version_makes_place_for_the_one_before(folder):

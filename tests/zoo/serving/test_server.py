@@ -3,6 +3,7 @@
 import concurrent.futures
 import contextlib
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import keras
 import numpy as np
 import pytest
 
+from kzoo.zoo.serving import graph
 from kzoo.zoo.serving.client import connect
 from kzoo.zoo.serving.server import ModelConfig, Server, read_model_config
 from kzoo.zoo.serving.status import Code, ServingError
@@ -119,6 +121,100 @@ def test_a_version_that_does_not_load_is_told_and_the_old_one_served(tmp_path):
         (state,) = server.status("m", 2)
         assert state[2] is not Code.OK and "does not load" in state[3]
         assert client.predict("m", [1.0])["y"] == 1
+
+
+def change_signature(side, **fields):
+    """Changes the one tensor of a side of `serving_default`."""
+
+    def change(folder):
+        saved_model = graph.read(folder)
+        signature = saved_model.meta_graphs[0].signature_def["serving_default"]
+        (info,) = getattr(signature, side).values()
+        for key, value in fields.items():
+            setattr(info, key, value)
+        (folder / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+
+    return change
+
+
+def no_file(folder):
+    (folder / "saved_model.pb").unlink()
+    (folder / "saved_model.pb").mkdir()
+
+
+def no_warm_up(folder):
+    (folder / "assets.extra" / "tf_serving_warmup_requests").mkdir(parents=True)
+
+
+MALFORMED = {
+    "an input that is not there": (change_signature("inputs", name="z:0"), "'z:0'"),
+    "an output that is not there": (change_signature("outputs", name="z:0"), "'z:0'"),
+    "an output beyond an operation's": (
+        change_signature("outputs", name="StatefulPartitionedCall:7"), "does not exist",
+    ),
+    "a name that is no tensor's": (change_signature("inputs", name="^z"), "not a T"),
+    "an empty name": (change_signature("outputs", name=""), "not a Tensor"),
+    "another type": (change_signature("outputs", dtype=3), "Received: int32"),
+    "a type that is none": (change_signature("inputs", dtype=999), "999"),
+    "a folder for a file": (no_file, "SavedModel's folder"),
+    "a folder for warm-up requests": (no_warm_up, "cannot be read"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def doubled(tmp_path_factory):
+    base = tmp_path_factory.mktemp("doubled")
+    write(base, 1, 2)
+    return base
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_a_malformed_version_keeps_no_other_from_being_served(case, doubled, tmp_path):
+    spoil, words = MALFORMED[case]
+    shutil.copytree(doubled / "1", tmp_path / "m" / "1")
+    for version in (tmp_path / "m" / "2", tmp_path / "bad" / "5"):
+        shutil.copytree(doubled / "1", version)
+        spoil(version)
+    models = {"bad": tmp_path / "bad", "m": tmp_path / "m"}
+    with Server(models, poll_seconds=None) as server:
+        client = connect(server.rest_url)
+        assert client.predict("m", [1.0])["y"] == 2
+        assert client.status("m") == {2: "END", 1: "AVAILABLE"}
+        with urllib.request.urlopen(f"{server.rest_url}/v1/models/bad") as answer:
+            (told,) = json.load(answer)["model_version_status"]
+        assert told["version"] == "5" and told["state"] == "END"
+        assert told["status"]["error_code"] != "OK"
+        assert words in told["status"]["error_message"]
+        with pytest.raises(ServingError, match="not found") as caught:
+            client.predict("bad", [1.0])
+        assert caught.value.code is Code.NOT_FOUND
+
+
+def test_a_model_that_does_not_load_is_served_once_it_does(doubled, tmp_path):
+    (tmp_path / "1").mkdir()
+    models = {"late": tmp_path, "m": doubled}
+    with Server(models, poll_seconds=0.01) as server:
+        client = connect(server.rest_url)
+        assert client.status("late") == {1: "END"}
+        shutil.copytree(doubled / "1", tmp_path / "2")
+        wait_for(lambda: client.status("late").get(2) == "AVAILABLE")
+        assert client.predict("late", [1.0])["y"] == 2
+
+
+def test_a_tensor_that_no_request_can_hold_is_refused_when_asked_for(doubled, tmp_path):
+    from kzoo.zoo.serving.servable import Servable
+
+    shutil.copytree(doubled / "1", tmp_path / "1")
+    saved_model = graph.read(tmp_path / "1")
+    signature = saved_model.meta_graphs[0].signature_def["serving_default"]
+    signature.outputs["sparse"].coo_sparse.values_tensor_name = "z:0"
+    (tmp_path / "1" / "saved_model.pb").write_bytes(saved_model.SerializeToString())
+    with contextlib.closing(Servable(tmp_path / "1")) as servable:
+        x = {"x": np.float32([1.0])}
+        assert servable.predict(x, outputs=["y"]) == {"y": 2}
+        with pytest.raises(ServingError, match="'sparse' is not a dense") as caught:
+            servable.predict(x)
+    assert caught.value.code is Code.UNIMPLEMENTED
 
 
 def test_a_model_that_writes_files_is_not_loaded_unless_told(tmp_path):
