@@ -33,7 +33,7 @@ test: lint
 	exit $$((tensorflow || jax))
 
 test-fast: lint
-	KERAS_BACKEND=tensorflow $(PY) -m pytest -m "not slow"
+	KERAS_BACKEND=tensorflow $(PY) -m pytest --fast -n 2 --dist loadfile
 
 # The full cross product of dtypes and pairs, which takes long.
 test-all:

@@ -30,6 +30,11 @@ def pytest_addoption(parser):
         action="store_true",
         help="run the full cross product (dtypes x pairs x seeds), which takes long",
     )
+    parser.addoption(
+        "--fast",
+        action="store_true",
+        help="leave out what is marked slow, and the fresh processes at the end",
+    )
 
 
 class RootIsAFolder:
@@ -80,11 +85,13 @@ def fixed_start():
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(session, config, items):
-    deselected = [item for item in items if item.get_closest_marker(OTHER_BACKEND)]
+    fast = config.option.fast
+    without = [OTHER_BACKEND, "slow"] if fast else [OTHER_BACKEND]
+    deselected = [i for i in items if any(map(i.get_closest_marker, without))]
     if deselected:
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in deselected]
-    if any(uses_harness(item) for item in items):
+    if not fast and any(uses_harness(item) for item in items):
         last = [("other backend", harness.fresh.check_other_backend, "cases")]
         if keras.backend.backend() == "tensorflow":
             last.append(("fresh process", harness.fresh.check_exports, "exports"))

@@ -248,6 +248,7 @@ def test_training_goes_on_from_the_fast_weights_after_an_interrupted_validation(
     equal(state(model), state(plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
     [

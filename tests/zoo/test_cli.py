@@ -164,6 +164,7 @@ def test_train_again_reuses_the_run_and_refuses_another(here, capsys):
     assert (here / "run/history.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_evaluate_agrees_on_a_run_and_its_savedmodel(here, capsys):
     figures = json.loads(only(capsys, "evaluate", "run", "--json"))
     assert figures["dataset"] == "digits" and figures["split"] == "validation"
@@ -190,6 +191,7 @@ def test_evaluate_needs_a_data_set(here, capsys):
     assert code == 1 and "Expected --dataset" in err
 
 
+@pytest.mark.slow
 def test_export_places_versions(here, capsys, tmp_path):
     to = ["--to", tmp_path, "--name", "net", "--no-xla"]
     for version in ("1", "2"):
@@ -283,6 +285,7 @@ def test_download_from_a_mirror_then_predict_by_name(here, capsys, tmp_path):
 # As a process.
 
 
+@pytest.mark.slow
 def test_a_reader_that_leaves(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)

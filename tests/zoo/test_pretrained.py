@@ -52,6 +52,7 @@ def snapshot(folder):
     return {p: p.read_bytes() for p in files if p.is_file() and p.name != ".lock"}
 
 
+@pytest.mark.slow
 def test_each_seed_is_one_line(made):
     folder, _ = made
     records = results.read(folder / "digits.jsonl")
@@ -134,6 +135,7 @@ def test_again_changes_nothing(made, capsys):
     assert snapshot(folder) == before
 
 
+@pytest.mark.slow
 def test_lost_runs_are_trained_again_to_the_same_model(made, tmp_path):
     folder, arguments = made
     before = snapshot(folder)
@@ -142,6 +144,7 @@ def test_lost_runs_are_trained_again_to_the_same_model(made, tmp_path):
     assert snapshot(folder) == before
 
 
+@pytest.mark.slow
 def test_the_cards_command_trains_the_same_model_again(made, tiny, tmp_path, capsys):
     folder, _ = made
     run = ["--epochs", "1", "--run-dir", str(tmp_path / "run")]
@@ -156,6 +159,7 @@ def test_the_cards_command_trains_the_same_model_again(made, tiny, tmp_path, cap
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_published_version_is_not_replaced_by_another_model(made, tmp_path, capsys):
     folder, arguments = made
     before = snapshot(folder)

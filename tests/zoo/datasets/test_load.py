@@ -59,6 +59,7 @@ def test_a_prepared_data_set_is_not_prepared_again(data_dir, monkeypatch):
     assert len(labels(load("digits", "test", data_dir=data_dir)[0])) == 359
 
 
+@pytest.mark.slow
 def test_loads_without_this_package(data_dir):
     code = (
         "import sys, tensorflow_datasets as tfds\n"
@@ -137,6 +138,7 @@ def preparing(folder):
     return process
 
 
+@pytest.mark.slow
 def test_a_killed_preparation_is_made_again(tmp_path):
     process = preparing(tmp_path)
     process.send_signal(signal.SIGKILL)

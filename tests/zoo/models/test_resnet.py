@@ -206,6 +206,7 @@ def test_logits_stay_float32_in_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8_digits", "resnet8_batch_ensemble_digits"])
 def test_contract(name):
     check_model(name)
