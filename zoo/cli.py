@@ -8,6 +8,7 @@ import argparse
 import ast
 import contextlib
 import json
+import math
 import os
 import re
 import sys
@@ -124,7 +125,7 @@ def _parser():
     sub.add_argument("--batch-size", type=_positive)
     sub.add_argument("--learning-rate", type=float)
     sub.add_argument("--members", choices=("split", "tile"))
-    sub.add_argument("--max-shift", type=int)
+    sub.add_argument("--max-shift", type=_natural)
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--run-dir", type=Path, help="default: runs/NAME")
     sub.add_argument("--fresh", action="store_true", help="remove an earlier run first")
@@ -136,7 +137,13 @@ def _parser():
 
     sub = command(_export, "export", "Write a SavedModel for TensorFlow Serving")
     sub.add_argument("model", help="a run's folder or a .keras file")
-    sub.add_argument("--to", type=Path, default=Path("saved_models"), metavar="DIR")
+    sub.add_argument(
+        "--to",
+        type=Path,
+        default="models",
+        metavar="DIR",
+        help="where NAME/VERSION is written; default: %(default)s",
+    )
     sub.add_argument("--name", help="default: the model's name")
     sub.add_argument("--version", type=int, help="default: the next one")
     sub.add_argument("--overwrite", action="store_true")
@@ -165,8 +172,8 @@ def _parser():
         help="a model's name, or the path of a folder of versions or of one version",
     )
     sub.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    sub.add_argument("--port", type=int, default=8501, help="REST; default: 8501")
-    sub.add_argument("--grpc-port", type=int, help="gRPC; default: none")
+    sub.add_argument("--port", type=_port, default=8501, help="REST; default: 8501")
+    sub.add_argument("--grpc-port", type=_port, help="gRPC; default: none")
     sub.add_argument("--config", type=Path, help="TensorFlow Serving's model config")
     sub.add_argument("--xla", action="store_true", help="serve serving_xla too")
 
@@ -426,11 +433,13 @@ def _open(text):
     """(model, name of its data set or None): a Keras model or a Servable."""
     path = Path(text).expanduser()
     if path.suffix == ".keras" or (path / "config.json").is_file():
+        from .training.run_folder import read_config
+
         dataset = None
         if (path / "config.json").is_file():
             # name/version, or name/config/version
-            dataset = json.loads((path / "config.json").read_text())["dataset"]
-            dataset = dataset.rpartition("/")[0]
+            dataset = read_config(path / "config.json").get("dataset")
+            dataset = str(dataset or "").rpartition("/")[0]
         return _keras_model(path), dataset
     from . import registry
     from .serving.servable import Servable
@@ -542,14 +551,22 @@ def _overrides(texts):
     return overrides
 
 
-def _positive(text):
-    value = int(text)
-    if value < 1:
-        raise ValueError
-    return value
+def _integer(name, least, most=math.inf):
+    """A type for argparse, which gives its name in messages."""
+
+    def parse(text):
+        value = int(text)
+        if not least <= value <= most:
+            raise ValueError
+        return value
+
+    parse.__name__ = name
+    return parse
 
 
-_positive.__name__ = "positive integer"  # as argparse names it in messages
+_positive = _integer("positive integer", 1)
+_natural = _integer("integer >= 0", 0)
+_port = _integer("port, 0 to 65535,", 0, 65535)
 
 
 def _print_json(value):

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 import urllib.request
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,7 +47,7 @@ def place(tmp_path_factory):
     patch.setenv("KZOO_HOME", str(place / "home"))
     patch.chdir(place)
     assert main(train) == 0
-    export = ["export", str(place / "run"), "--to", str(place / "models"), "--no-xla"]
+    export = ["export", str(place / "run"), "--no-xla"]
     assert main(export) == 0
     yield place
     patch.undo()
@@ -88,7 +89,10 @@ def test_version_and_help_import_nothing_heavy():
         ["train"],
         ["train", NAME, "--epochs", "0"],
         ["train", NAME, "--members", "some"],
+        ["train", NAME, "--max-shift", "-1"],
         ["predict", "x", "--examples", "-1"],
+        ["serve", NAME, "--port", "99999"],
+        ["serve", NAME, "--grpc-port", "-1"],
         ["download"],
         ["list", "--nosuch"],
     ],
@@ -132,6 +136,19 @@ def test_errors_are_one_line(argv, message, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("content", ["{", "[]", ""])
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_a_malformed_runs_configuration(command, content, here, capsys, tmp_path):
+    (tmp_path / "config.json").write_text(content)
+    argv = ["evaluate", tmp_path]
+    if command == "train":
+        argv = ["train", NAME, "--run-dir", tmp_path]
+    code, out, err = run(capsys, *argv)
+    assert (code, out) == (1, "")
+    assert err.count("\n") == 1 and "Error" not in err
+    assert re.search("Expected a run's configuration.*config.json", err), err
+
+
 def test_traceback_when_asked():
     with pytest.raises(ValueError, match="Expected KEY=VALUE"):
         main(["train", NAME, "width", "--traceback"])
@@ -161,6 +178,7 @@ def test_train_again_reuses_the_run_and_refuses_another(here, capsys):
     assert re.search(r"^val_nll +[0-9]\.[0-9]{4}$", out, re.MULTILINE)
     code, out, err = run(capsys, *small, "--seed", 3, "width=3", "--run-dir", "run")
     assert code == 1 and "another configuration" in err
+    assert re.search(r"Received: model\.\S*layers\S+=3 instead of 2", err), err
     assert (here / "run/history.json").read_bytes() == before
 
 
@@ -201,6 +219,13 @@ def test_export_places_versions(here, capsys, tmp_path):
     assert code == 1 and "is already there" in err
     only(capsys, "export", "run", *to, "--version", 2, "--overwrite")
     assert hub.versions(tmp_path / "net") == [1, 2]
+
+
+def test_export_leaves_the_carried_models_alone(place, here):
+    default = cli._parser().parse_args(["export", "run"]).to
+    assert (place / default / NAME / "1").is_dir()
+    ignored = (Path(cli.__file__).parents[1] / ".gitignore").read_text().split()
+    assert f"/{default}/" in ignored
 
 
 def test_predict_examples_and_files(here, capsys, tmp_path):

@@ -13,6 +13,7 @@ Whatever a later run relies on appears in one rename.
 
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ from pathlib import Path
 
 import keras
 import numpy as np
+
+SHOWN = 5  # differences between two configurations
 
 
 class RunFolder:
@@ -93,21 +96,18 @@ class RunFolder:
     def _check_same(self, config):
         if not self.config.exists():
             return
-        old, new = json.loads(self.config.read_text()), json.loads(json.dumps(config))
-        differ = {
-            key: (old.get(key), new.get(key))
-            for key in {*old, *new}
-            if old.get(key) != new.get(key)
-        }
-        if differ:
-            changes = ", ".join(
-                f"{key}={_short(new)} instead of {_short(old)}"
-                for key, (old, new) in sorted(differ.items())
-            )
+        old, new = read_config(self.config), json.loads(json.dumps(config))
+        changes = [
+            f"{key}={_short(new)} instead of {_short(old)}"
+            for key, old, new in _differences(old, new)
+        ]
+        if changes:
+            more = len(changes) - SHOWN
+            shown = changes[:SHOWN] + [f"{more} more"] * (more > 0)
             raise ValueError(
                 f"{str(self.path)!r} holds a run with another configuration. Expected "
                 "the same, another `run_dir`, or `resume=False` to start anew there. "
-                f"Received: {changes}"
+                f"Received: {', '.join(shown)}"
             )
 
     def finished(self):
@@ -211,6 +211,40 @@ def write_json(path, value):
     partial = path.with_name(path.name + ".partial")
     partial.write_text(json.dumps(value, indent=1) + "\n")
     os.replace(partial, path)
+
+
+def read_config(path):
+    """Returns the configuration of a run, a dict.
+
+    Args:
+        path: The run's `config.json`.
+
+    Raises:
+        ValueError: If the file holds something else.
+    """
+    try:
+        config = json.loads(Path(path).read_bytes())
+    except ValueError:  # also for bytes that are no text
+        config = None
+    if not isinstance(config, dict):
+        raise ValueError(
+            "Expected a run's configuration, a JSON object. "
+            f"Received: {str(path)!r}, which holds none"
+        )
+    return config
+
+
+def _differences(old, new, key=""):
+    """Yields (key, old, new) for every value that differs, however deep it lies."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in sorted({*old, *new}):
+            below = f"{key}.{name}" if key else name
+            yield from _differences(old.get(name), new.get(name), below)
+    elif isinstance(old, list) and isinstance(new, list):
+        for i, pair in enumerate(itertools.zip_longest(old, new)):
+            yield from _differences(*pair, f"{key}[{i}]")
+    elif old != new:
+        yield key, old, new
 
 
 def _short(value):

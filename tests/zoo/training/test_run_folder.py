@@ -181,3 +181,40 @@ def test_every_interruption_of_starting_anew_leaves_a_runs_folder(tmp_path):
         if not hit:
             break
     assert line > 10
+
+
+def test_another_configuration_is_said_by_the_values_that_differ(tmp_path):
+    long = "x" * 80
+    layers = [{"name": long, "units": n} for n in range(9)]
+    old = {"dataset": "d/1", "model": {"layers": layers}, "seed": 0}
+    folder = RunFolder(tmp_path)
+    with folder.open(old, resume=True):
+        pass
+
+    def said(**changes):
+        with pytest.raises(ValueError, match="another configuration") as error:
+            with folder.open({**old, **changes}, resume=True):
+                pass
+        return str(error.value).partition("Received: ")[2]
+
+    assert said(seed=1) == "seed=1 instead of 0"
+    assert said(seed=None) == "seed=null instead of 0"
+    wider = [*layers[:3], {"name": long, "units": 64}, *layers[4:]]
+    assert said(model={"layers": wider}) == "model.layers[3].units=64 instead of 3"
+    assert said(model={"layers": layers[:8]}).startswith("model.layers[8]=null instead")
+    others = [{"name": long, "units": -n} for n in range(9)]
+    text = said(model={"layers": others})
+    assert text.count(" instead of ") == 5 and text.endswith(", 3 more")
+    assert json.loads(folder.config.read_text()) == old
+
+
+@pytest.mark.parametrize("content", [b"{", b"[]", b"\xff", b"", b"NaN"])
+def test_a_malformed_configuration_is_refused_or_starts_anew(content, tmp_path):
+    folder = RunFolder(tmp_path)
+    folder.config.write_bytes(content)
+    with pytest.raises(ValueError, match="run's configuration.*config.json'"):
+        with folder.open({"epochs": 1}, resume=True):
+            pass
+    assert folder.config.read_bytes() == content
+    with folder.open({"epochs": 1}, resume=False):
+        assert json.loads(folder.config.read_text()) == {"epochs": 1}
