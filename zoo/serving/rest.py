@@ -1,7 +1,10 @@
 """TensorFlow Serving's REST API over a small HTTP/1.1 server."""
 
+import collections
+import contextlib
 import json
 import logging
+import math
 import re
 import socket
 import socketserver
@@ -27,9 +30,11 @@ GET_PATH = re.compile(rf"(?i:/v1/models)(?:{_MODEL})?{_VERSION}(?:/(?i:(metadata
 API_PATH = re.compile(r"(?i:/v1/).*", re.DOTALL)
 INT64_MAX = 2**63 - 1
 
-IDLE_SECONDS = 60
+IDLE_SECONDS = 60  # between two requests
+TRANSFER_SECONDS = 120  # for a request to come, and for its answer to go
 LINGER_SECONDS = 2
 MAX_CONNECTIONS = 256
+SMALL_BODY_BYTES = 1 << 20
 METHODS = {
     "classify": "tensorflow/serving/classify",
     "regress": "tensorflow/serving/regress",
@@ -46,6 +51,9 @@ class _TooLarge(ServingError):
 
 class RestServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
     """Answers REST requests, one thread a connection.
+
+    When there are as many connections as may be, the one that was idle longest makes
+    room for a new one. Connections that are too slow are cut.
 
     Args:
         core: The Server whose models it serves.
@@ -65,8 +73,11 @@ class RestServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self.core = core
         self.workers = threading.BoundedSemaphore(threads)
+        # Of the bodies in memory, so many may be large.
+        self.large_bodies = threading.BoundedSemaphore(threads)
         self.stopping = False
-        self._connections = set()
+        self._connections = {}  # to (whether it is idle, when it will be cut)
+        self._refused = collections.deque()  # (when to close it, connection)
         self._changed = threading.Condition()
         super().__init__((host, port), _Handler)
         self.port = self.server_address[1]
@@ -88,29 +99,48 @@ class RestServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         self.shutdown()
         self._thread.join()
         self.server_close()
-        self._hang_up(socket.SHUT_RD)  # ends idle ones; a busy one may still answer
+        self._close_refused(math.inf)
+        # Ends idle ones; a busy one may still answer.
+        self._hang_up(socket.SHUT_RD, self._which())
         with self._changed:
             self._changed.wait_for(lambda: not self._connections, timeout=grace)
-        self._hang_up(socket.SHUT_RDWR)
+        self._hang_up(socket.SHUT_RDWR, self._which())
+
+    def note(self, connection, seconds=math.inf, idle=False):
+        """Notes what a connection does, and how long it may.
+
+        Args:
+            connection: Its socket.
+            seconds: After so many it is cut.
+            idle: Whether it may be closed to make room for another.
+        """
+        with self._changed:
+            self._connections[connection] = idle, time.monotonic() + seconds
 
     def process_request(self, request, client_address):
         """Starts a connection's thread, or refuses it when there are too many."""
-        with self._changed:
-            full = len(self._connections) >= MAX_CONNECTIONS
-            if not full:
-                self._connections.add(request)
-        if full:
+        if len(self._connections) >= MAX_CONNECTIONS:
+            # The thread still answers a request that has just come, then it ends.
+            for connection in self._which(lambda idle, _: idle)[:1]:
+                self._hang_up(socket.SHUT_RD, [connection])
+                self._forget(connection)
+        if len(self._connections) >= MAX_CONNECTIONS:
             _refuse(request)
-            super().shutdown_request(request)
+            self._refused.append((time.monotonic() + LINGER_SECONDS, request))
         else:
+            self.note(request, IDLE_SECONDS, idle=True)
             super().process_request(request, client_address)
+
+    def service_actions(self):
+        """Cuts the connections whose time is over; the accepting loop calls it."""
+        now = time.monotonic()
+        self._hang_up(socket.SHUT_RDWR, self._which(lambda _, end: end < now))
+        self._close_refused(now)
 
     def shutdown_request(self, request):
         """Closes a connection."""
         super().shutdown_request(request)
-        with self._changed:
-            self._connections.discard(request)
-            self._changed.notify_all()
+        self._forget(request)
 
     def handle_error(self, request, client_address):
         """Logs what a connection's thread raised; the server goes on."""
@@ -123,9 +153,29 @@ class RestServer(socketserver.ThreadingMixIn, socketserver.TCPServer):
         """Closes the listening socket; threads are waited for in `stop`."""
         self.socket.close()
 
-    def _hang_up(self, how):
+    def _which(self, condition=lambda idle, end: True):
+        """The connections of which (idle, end) fulfil a condition, by their end."""
         with self._changed:
-            connections = list(self._connections)
+            found = [
+                (end, connection)
+                for connection, (idle, end) in self._connections.items()
+                if condition(idle, end)
+            ]
+        return [connection for _, connection in sorted(found, key=lambda pair: pair[0])]
+
+    def _forget(self, connection):
+        with self._changed:
+            self._connections.pop(connection, None)
+            self._changed.notify_all()
+
+    def _close_refused(self, now):
+        # Closed only now, for unread bytes of the client would cut off its answer.
+        while self._refused and (
+            self._refused[0][0] < now or len(self._refused) > MAX_CONNECTIONS
+        ):
+            super().shutdown_request(self._refused.popleft()[1])
+
+    def _hang_up(self, how, connections):
         for connection in connections:
             try:
                 connection.shutdown(how)
@@ -137,30 +187,52 @@ class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version = "kzoo"
     sys_version = ""
-    timeout = IDLE_SECONDS
     # An answer is one write; waiting to fill a packet costs 40 ms.
     disable_nagle_algorithm = True
     wbufsize = -1
 
+    def handle_one_request(self):
+        """Waits for a request and answers it."""
+        self.server.note(self.connection, IDLE_SECONDS, idle=True)
+        super().handle_one_request()
+
+    def parse_request(self):
+        """Reads a request's head; called when its first line is there."""
+        self.server.note(self.connection, TRANSFER_SECONDS)
+        return super().parse_request()
+
     def _serve(self):
         try:
-            body = self._body()
+            with self._room():
+                body = self._body()
+                self.server.note(self.connection)
+                status, answer = self._computed(body)
         except ServingError as error:
-            self._answer_error(error, close=True)
-            return
+            self._answer(*_error(error), close=True)
+        else:
+            self._answer(status, answer)
+
+    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _serve
+
+    def _room(self):
+        """What to hold as long as the body is in memory."""
+        if self.headers.get("Transfer-Encoding") or self._length() > SMALL_BODY_BYTES:
+            return self.server.large_bodies
+        return contextlib.nullcontext()
+
+    def _computed(self, body):
+        """(status, answer) of a request, computed when it is its turn."""
         try:
             with self.server.workers:
-                answer = self._route(body)
+                if self.headers.get("Content-Encoding", "").strip().lower() == "gzip":
+                    body = _unzipped(body, self.server.core.max_request_bytes)
+                return 200, self._route(body)
         except ServingError as error:
-            self._answer_error(error)
+            return _error(error)
         except Exception as error:
             # A defect of this server must not end it.
             LOG.exception("%s %s failed", self.command, self.path)
-            self._answer_error(ServingError(Code.INTERNAL, type(error).__name__))
-        else:
-            self._answer(200, answer)
-
-    do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = do_HEAD = do_OPTIONS = _serve
+            return _error(ServingError(Code.INTERNAL, type(error).__name__))
 
     def _route(self, body):
         """The answer to a request, as something for `json.dumps`."""
@@ -210,8 +282,6 @@ class _Handler(BaseHTTPRequestHandler):
             body = self.rfile.read(length)
             if len(body) < length:
                 raise invalid(f"Expected {length} bytes. Received: {len(body)}")
-        if self.headers.get("Content-Encoding", "").strip().lower() == "gzip":
-            body = _unzipped(body, limit)
         return body
 
     def _length(self):
@@ -248,17 +318,14 @@ class _Handler(BaseHTTPRequestHandler):
             if self._length() > self.server.core.max_request_bytes:
                 raise _TooLarge(self.server.core.max_request_bytes)
         except ServingError as error:
-            self._answer_error(error, close=True)
+            self._answer(*_error(error), close=True)
             return False
         self.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         self.wfile.flush()
         return True
 
-    def _answer_error(self, error, close=False):
-        status = 413 if isinstance(error, _TooLarge) else HTTP_STATUS[error.code]
-        self._answer(status, {"error": error.message}, close)
-
     def _answer(self, status, answer, close=False):
+        self.server.note(self.connection, TRANSFER_SECONDS)
         body = json.dumps(answer).encode()
         close = close or self.close_connection or self.server.stopping
         self.send_response(status)
@@ -295,6 +362,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         """Logs a request."""
         LOG.debug("%s %s", self.client_address[0], format % args)
+
+
+def _error(error):
+    """(status, answer) of a ServingError."""
+    status = 413 if isinstance(error, _TooLarge) else HTTP_STATUS[error.code]
+    return status, {"error": error.message}
 
 
 def _predict(core, name, version, label, body):
@@ -468,15 +541,14 @@ def _unquoted(text):
 
 
 def _refuse(connection):
-    """Answers a connection that is one too many, in little time."""
+    """Answers a connection that is one too many, without waiting for it."""
     answer = b'{"error": "too many connections"}'
-    connection.settimeout(0.1)
+    connection.setblocking(False)
     try:
-        connection.sendall(
+        connection.send(
             b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
             b"Content-Length: %d\r\nConnection: close\r\n\r\n%s" % (len(answer), answer)
         )
         connection.shutdown(socket.SHUT_WR)
-        connection.recv(1 << 16)  # unread bytes would cut off the answer
     except OSError:
         LOG.debug("a refused connection was already closed")

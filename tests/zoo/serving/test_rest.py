@@ -2,6 +2,7 @@
 
 import base64
 import concurrent.futures
+import contextlib
 import gzip
 import json
 import math
@@ -314,6 +315,27 @@ def test_metadata(raw):
     assert "__saved_model_init_op" in signatures
 
 
+GET = b"GET /v1/models/module HTTP/1.1\r\n\r\n"
+
+
+def hold(raw, count, begun=b""):
+    """Connections that were answered once, and then have begun another request."""
+    held = [socket.create_connection(raw.address, timeout=10) for _ in range(count)]
+    for connection in held:
+        connection.sendall(GET)
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        connection.sendall(begun)
+    time.sleep(0.05 if begun else 0)  # for the server to have read it
+    return held
+
+
+def wait_for(condition, seconds=10):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.01)
+
+
 class TestHttp:
     """What happens below JSON, over a raw socket."""
 
@@ -460,19 +482,95 @@ class TestHttp:
         self, raw, monkeypatch
     ):
         monkeypatch.setattr(rest, "MAX_CONNECTIONS", 4)
-        held = [socket.create_connection(raw.address) for _ in range(4)]
-        get = b"GET /v1/models/module HTTP/1.1\r\n\r\n"
-        for connection in held:  # each is known to the server once it is answered
-            connection.sendall(get)
-            assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
-        ((status, _, _),) = raw.send(get)
-        assert status == 503
+        held = hold(raw, 4, b"GET /v1/models/module HTTP/1.1\r\nA")
+        start = time.monotonic()
+        for _ in range(20):
+            ((status, _, _),) = raw.send(GET)
+            assert status == 503
+        assert time.monotonic() - start < 1  # nobody was waited for
         for connection in held:
             connection.close()
-        deadline = time.monotonic() + 10
-        while raw.send(get)[0][0] == 503 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert raw.send(get)[0][0] == 200
+        wait_for(lambda: raw.send(GET)[0][0] == 200)
+
+    def test_refused_connections_do_not_keep_others_waiting(self, raw, monkeypatch):
+        monkeypatch.setattr(rest, "MAX_CONNECTIONS", 2)
+        monkeypatch.setattr(rest, "LINGER_SECONDS", 0.2)
+        held = hold(raw, 2, b"GET /v1/models/module HTTP/1.1\r\nA")
+        start = time.monotonic()
+        silent = [socket.create_connection(raw.address) for _ in range(20)]
+        assert raw.send(GET)[0][0] == 503
+        held.pop().close()
+        wait_for(lambda: raw.send(GET)[0][0] == 200)
+        assert time.monotonic() - start < 1
+        held.pop().close()
+        for connection in silent:
+            assert connection.makefile("rb").read().startswith(b"HTTP/1.1 503")
+
+    def test_idle_connections_make_room_for_new_ones(self, raw, monkeypatch):
+        monkeypatch.setattr(rest, "MAX_CONNECTIONS", 3)
+        busy, *idle = hold(raw, 1, b"GET /v1/models/module HTTP/1.1\r\n") + hold(raw, 2)
+        for _ in range(3):
+            assert raw.send(GET)[0][0] == 200
+        assert idle[0].recv(1) == b""  # the one that was idle longest
+        busy.sendall(b"\r\n")
+        assert busy.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+    @pytest.mark.parametrize(
+        "head, drop",
+        [
+            (b"", b"G"),
+            (b"GET /v1/models/module HTTP/1.1\r\n", b"A"),
+            (b"POST / HTTP/1.1\r\nContent-Length: 999\r\n\r\n", b" "),
+            (b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\n \r\n"),
+        ],
+    )
+    def test_a_client_that_drips_is_cut_off(self, raw, monkeypatch, head, drop):
+        monkeypatch.setattr(rest, "IDLE_SECONDS", 0.2)
+        monkeypatch.setattr(rest, "TRANSFER_SECONDS", 0.2)
+        connection = socket.create_connection(raw.address, timeout=0.02)
+        connection.sendall(head)
+        start = time.monotonic()
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            while time.monotonic() - start < 5:
+                connection.sendall(drop)
+                with contextlib.suppress(TimeoutError):
+                    if not connection.recv(1 << 16):
+                        break
+        assert 0.15 < time.monotonic() - start < 2
+
+    def test_a_client_that_does_not_read_is_cut_off(self, raw, server, monkeypatch):
+        body = json.dumps({"instances": [0.5] * 50_000}).encode()
+        request = (
+            b"POST /v1/models/module:predict HTTP/1.1\r\nContent-Length: %d\r\n\r\n%s"
+            % (len(body), body)
+        )
+        front = server._front_ends[0]
+        before = set(front._connections)
+        connection = socket.socket()
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.connect(raw.address)
+        connection.settimeout(10)
+        monkeypatch.setattr(rest, "TRANSFER_SECONDS", 0.3)
+        with contextlib.suppress(OSError):
+            for _ in range(20):  # more answers than any buffer takes
+                connection.sendall(request)
+        wait_for(lambda: not front._connections.keys() - before)
+
+    def test_large_bodies_wait_for_one_another_and_small_ones_do_not(
+        self, raw, server, monkeypatch
+    ):
+        monkeypatch.setattr(rest, "SMALL_BODY_BYTES", 1000)
+        rooms = threading.BoundedSemaphore(1)
+        monkeypatch.setattr(server._front_ends[0], "large_bodies", rooms)
+        (first,) = hold(raw, 1, b"POST / HTTP/1.1\r\nContent-Length: 1001\r\n\r\n ")
+        wait_for(lambda: rooms._value == 0)
+        large = {"instances": [1.0] * 1000}
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            future = pool.submit(raw.predict, large)
+            assert raw.predict(RIGHT[0]) == (200, RIGHT[1])
+            assert not future.done()
+            first.sendall(b" " * 1000)
+            assert future.result(10) == (200, {"predictions": [2.0] * 1000})
 
 
 def test_a_request_that_takes_too_long(module_path, raw_to):
