@@ -3,20 +3,23 @@
 import contextlib
 import http.client
 import json
+import time
 import urllib.parse
 
 from . import tensors
 from .status import HTTP_STATUS, Code, ServingError
 
 DEFAULT_SIGNATURE = "serving_default"
+MAX_ANSWER_BYTES = 1 << 28
 
 
-def connect(address, timeout=30.0):
+def connect(address, timeout=30.0, max_answer_bytes=MAX_ANSWER_BYTES):
     """Returns a client of a server's address.
 
     Args:
         address: `http://host:port` for REST, `host:port` for gRPC.
         timeout: Seconds to wait for an answer.
+        max_answer_bytes: The largest answer taken.
 
     Returns:
         A RestClient or a GrpcClient, which are asked in the same way.
@@ -25,8 +28,8 @@ def connect(address, timeout=30.0):
         ImportError: The address is for gRPC, which is not installed.
     """
     if "://" in address:
-        return RestClient(address, timeout)
-    return GrpcClient(address, timeout)
+        return RestClient(address, timeout, max_answer_bytes)
+    return GrpcClient(address, timeout, max_answer_bytes)
 
 
 class _Client:
@@ -83,17 +86,19 @@ class RestClient(_Client):
     Args:
         url: As `http://127.0.0.1:8501`.
         timeout: Seconds to wait for an answer.
+        max_answer_bytes: The largest answer taken.
 
     Raises:
         ValueError: The URL is none.
     """
 
-    def __init__(self, url, timeout=30.0):
+    def __init__(self, url, timeout=30.0, max_answer_bytes=MAX_ANSWER_BYTES):
         parts = urllib.parse.urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"Expected http://host:port. Received: {url!r}")
         self._url = parts
         self._timeout = timeout
+        self._limit = max_answer_bytes
 
     def metadata(self, name, *, version=None, label=None):
         """Returns what a model takes and gives.
@@ -182,7 +187,7 @@ class RestClient(_Client):
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 connection.request(method, path, body, headers)
             response = connection.getresponse()
-            text = response.read()
+            text = self._read(response)
         except TimeoutError:
             raise ServingError(
                 Code.DEADLINE_EXCEEDED, f"no answer within {self._timeout} s"
@@ -202,6 +207,23 @@ class RestClient(_Client):
             raise ServingError(_code(response.status), message or response.reason)
         return answer
 
+    def _read(self, response):
+        """Reads an answer, within the limits of size and time."""
+        end = time.monotonic() + self._timeout
+        text = bytearray()
+        while chunk := response.read1(1 << 16):
+            text += chunk
+            if len(text) > self._limit:
+                raise ServingError(
+                    Code.RESOURCE_EXHAUSTED,
+                    f"the answer is larger than {self._limit} bytes",
+                )
+            if time.monotonic() > end:
+                raise TimeoutError
+        if response.length:
+            raise http.client.IncompleteRead(bytes(text), response.length)
+        return bytes(text)
+
 
 class GrpcClient(_Client):
     """Asks over gRPC.
@@ -209,22 +231,23 @@ class GrpcClient(_Client):
     Args:
         target: As `127.0.0.1:8500`.
         timeout: Seconds to wait for an answer.
+        max_answer_bytes: The largest answer taken.
 
     Raises:
         ImportError: gRPC is not installed.
     """
 
-    def __init__(self, target, timeout=30.0):
+    def __init__(self, target, timeout=30.0, max_answer_bytes=MAX_ANSWER_BYTES):
         from . import grpc as front
 
         self._front = front
         self._timeout = timeout
         self._target = target
-        unlimited = [
+        limits = [
             ("grpc.max_send_message_length", -1),
-            ("grpc.max_receive_message_length", -1),
+            ("grpc.max_receive_message_length", max_answer_bytes),
         ]
-        self._channel = front.grpc.insecure_channel(target, unlimited)
+        self._channel = front.grpc.insecure_channel(target, limits)
         self._prediction = front.prediction_service_pb2_grpc.PredictionServiceStub(
             self._channel
         )

@@ -1,10 +1,12 @@
 """The client: the same questions over REST and gRPC, and errors one can read."""
 
+import contextlib
 import socket
 import socketserver
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -142,6 +144,33 @@ def test_no_server(scheme):
     with pytest.raises(ConnectionError, match=f"127.0.0.1:{port}"):
         client.status("module")
     client.close()
+
+
+def test_too_large_an_answer_is_refused(server):
+    for address in (server.rest_url, server.grpc_target):
+        with contextlib.closing(connect(address, max_answer_bytes=20_000)) as client:
+            assert len(client.predict("module", [0.5] * 1000)["y"]) == 1000
+            with pytest.raises(ServingError, match="larger than") as caught:
+                client.predict("module", [0.5] * 10_000)
+        assert caught.value.code is Code.RESOURCE_EXHAUSTED
+
+
+def test_an_answer_that_drips_is_given_up():
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self):
+            self.request.recv(1 << 16)
+            self.request.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n")
+            with contextlib.suppress(OSError):
+                for _ in range(100):
+                    self.request.sendall(b" ")
+                    time.sleep(0.05)
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as other:
+        threading.Thread(target=other.handle_request).start()
+        client = connect(f"http://127.0.0.1:{other.server_address[1]}", timeout=0.3)
+        with pytest.raises(ServingError, match="0.3 s") as caught:
+            client.status("module")
+    assert caught.value.code is Code.DEADLINE_EXCEEDED
 
 
 @pytest.mark.parametrize(
