@@ -44,12 +44,15 @@ SHARED = [
     {},
     {"max_shift": 0},
     {"epochs": 80},
+    {"epochs": 160},
     {"learning_rate": 1e-3},
 ]
 OF_MEMBERS = [
     {"fast_weights": -0.5},
     {"fast_weights": 0.5},
     {"members": "split", "epochs": 80},
+    {"members": "split", "epochs": 160},
+    {"members": "split", "epochs": 160, "fast_weights": -0.5},
 ]
 CANDIDATES = {
     SINGLE: SHARED,
