@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import keras
 from keras import ops
 
+from ..layers.ops.arguments import integer
 from .conditional import change_if, eager_scope
 from .nesting import initial_value, momenta, nested, parts, rules, slots
 
@@ -123,15 +124,7 @@ class Lookahead(keras.optimizers.Optimizer):
                 "expected the arguments of Lookahead only; what Keras's optimizers "
                 f"take belongs to the inner optimizer. Received: {kwargs}"
             )
-        if (
-            not isinstance(sync_period, numbers.Integral)
-            or isinstance(sync_period, bool)
-            or sync_period < 1
-        ):
-            raise ValueError(
-                "expected sync_period to be a positive integer. "
-                f"Received: sync_period={sync_period!r}"
-            )
+        sync_period = integer("sync_period", sync_period)
         if not isinstance(slow_step_size, numbers.Real) or not 0 <= slow_step_size <= 1:
             raise ValueError(
                 "expected slow_step_size to be a number from 0 to 1. "
@@ -145,7 +138,7 @@ class Lookahead(keras.optimizers.Optimizer):
         inner = _get_optimizer(optimizer)
         super().__init__(learning_rate=self._inner_learning_rate, name=name)
         self.inner_optimizer = inner
-        self.sync_period = int(sync_period)
+        self.sync_period = sync_period
         self.slow_step_size = float(slow_step_size)
         self.inner_state = inner_state
         self._swap = None

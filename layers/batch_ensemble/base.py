@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from ..ops.batch_ensemble import batch_ensemble, check_ensemble_size, check_rows
+from ..ops.arguments import integer
+from ..ops.batch_ensemble import batch_ensemble, check_rows
 
 
 class BatchEnsembleLayer(keras.layers.Layer):
@@ -31,12 +32,8 @@ class BatchEnsembleLayer(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not isinstance(rank, int) or rank < 1:
-            raise ValueError(
-                f"`rank` must be an integer of at least 1. Received: rank={rank!r}"
-            )
-        self.rank = rank
-        self.ensemble_size = check_ensemble_size(ensemble_size)
+        self.rank = integer("rank", rank)
+        self.ensemble_size = integer("ensemble_size", ensemble_size)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
         self.alpha_initializer = _own(alpha_initializer)

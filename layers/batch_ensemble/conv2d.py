@@ -2,6 +2,7 @@
 
 import keras
 
+from ..ops.arguments import integer
 from .base import BatchEnsembleLayer
 
 
@@ -76,10 +77,10 @@ class Conv2DBatchEnsemble(BatchEnsembleLayer):
         `[M * B, filters, height', width']`.
 
     Raises:
-        ValueError: If `rank` or `ensemble_size` is not an integer of at least 1, or
-            `keras.layers.Conv2D` refuses an argument; when called, if M does not
-            divide the number of rows (in a TensorFlow graph that learns the number
-            only when it runs, that is an InvalidArgumentError).
+        ValueError: If `filters`, `rank` or `ensemble_size` is not an integer of at
+            least 1, or `keras.layers.Conv2D` refuses an argument; when called, if M
+            does not divide the number of rows (in a TensorFlow graph that learns the
+            number only when it runs, that is an InvalidArgumentError).
 
     Example:
 
@@ -130,8 +131,9 @@ class Conv2DBatchEnsemble(BatchEnsembleLayer):
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
+        self.filters = integer("filters", filters)
         self.shared = keras.layers.Conv2D(
-            filters,
+            self.filters,
             kernel_size,
             strides=strides,
             padding=padding,
@@ -145,7 +147,6 @@ class Conv2DBatchEnsemble(BatchEnsembleLayer):
             dtype=self.dtype_policy,
             name="shared",
         )
-        self.filters = filters
         self.channel_axis = 1 if self.shared.data_format == "channels_first" else -1
 
     def get_config(self):

@@ -2,6 +2,7 @@
 
 import keras
 
+from ..ops.arguments import integer
 from .base import BatchEnsembleLayer
 
 
@@ -111,8 +112,9 @@ class DenseBatchEnsemble(BatchEnsembleLayer):
             activity_regularizer=activity_regularizer,
             **kwargs,
         )
+        self.units = integer("units", units)
         self.shared = keras.layers.Dense(
-            units,
+            self.units,
             use_bias=False,
             kernel_initializer=kernel_initializer,
             kernel_regularizer=kernel_regularizer,
@@ -120,7 +122,6 @@ class DenseBatchEnsemble(BatchEnsembleLayer):
             dtype=self.dtype_policy,
             name="shared",
         )
-        self.units = units
         self.supports_masking = True
 
     def get_config(self):

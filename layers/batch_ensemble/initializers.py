@@ -4,6 +4,7 @@ import random
 
 import keras
 
+from ..ops.arguments import is_integer
 from ..ops.random import bernoulli
 
 
@@ -43,13 +44,13 @@ class RandomSign(keras.initializers.Initializer):
             raise ValueError(
                 f"`probs` must be a probability, in [0, 1]. Received: probs={probs}"
             )
-        if not (seed is None or isinstance(seed, int)):
+        if not (seed is None or is_integer(seed)):
             raise ValueError(
                 f"`seed` must be an integer or None. Received: seed={seed!r}"
             )
         self.probs = float(probs)
-        self.seed = seed
-        self._drawn_seed = random.randrange(2**31) if seed is None else seed
+        self.seed = None if seed is None else int(seed)
+        self._drawn_seed = random.randrange(2**31) if seed is None else self.seed
 
     def __call__(self, shape, dtype=None):
         """Returns a tensor of the shape, of +1 and -1."""

@@ -3,7 +3,8 @@
 import keras
 from keras import ops
 
-from ..ops.batch_ensemble import check_ensemble_size, check_rows, split_members
+from ..ops.arguments import integer
+from ..ops.batch_ensemble import check_rows, split_members
 from ..ops.uncertainty import at_least_float32, ensemble_log_probs
 
 
@@ -54,7 +55,7 @@ class TileMembers(keras.layers.Layer):
 
     def __init__(self, ensemble_size, **kwargs):
         super().__init__(**kwargs)
-        self.ensemble_size = check_ensemble_size(ensemble_size)
+        self.ensemble_size = integer("ensemble_size", ensemble_size)
         self.supports_masking = True
         self._training = False
 
@@ -144,7 +145,7 @@ class AverageMembers(keras.layers.Layer):
         # Without autocast, float32 logits do not lose their digits under a mixed
         # precision policy before they are averaged.
         super().__init__(autocast=False, **kwargs)
-        self.ensemble_size = check_ensemble_size(ensemble_size)
+        self.ensemble_size = integer("ensemble_size", ensemble_size)
         self.input_spec = keras.InputSpec(min_ndim=2)
         self.supports_masking = True
         self._training = False

@@ -73,16 +73,6 @@ def merge_members(x):
     return ops.reshape(x, (-1, *ops.shape(x)[2:]))
 
 
-def check_ensemble_size(ensemble_size):
-    """Returns `ensemble_size`, or raises ValueError unless it is an integer >= 1."""
-    if isinstance(ensemble_size, int) and ensemble_size >= 1:
-        return ensemble_size
-    raise ValueError(
-        "`ensemble_size` must be an integer of at least 1. "
-        f"Received: ensemble_size={ensemble_size!r}"
-    )
-
-
 def check_rows(rows, ensemble_size):
     """Raises ValueError if a known number of rows does not split into members."""
     if isinstance(rows, int) and rows % ensemble_size:

@@ -21,6 +21,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from .arguments import is_integer
+
 # Bits of the significand: so many random bits make a uniform number exactly.
 _SIGNIFICAND_BITS = {"float16": 11, "bfloat16": 8, "float32": 24, "float64": 53}
 
@@ -177,7 +179,7 @@ def _pair(seed):
     """Returns a seed as two integers, advancing a SeedGenerator."""
     if isinstance(seed, keras.random.SeedGenerator):
         return seed.next()
-    if isinstance(seed, (int, np.integer)):
+    if is_integer(seed):
         # Like a new SeedGenerator(seed)'s first pair, which is (seed, 0).
         return np.array([seed & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF], "uint32")
     if ops.is_tensor(seed) or isinstance(seed, (np.ndarray, list, tuple)):

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ...layers.ops.arguments import integer
 from .inputs import example_weights, label_probabilities, member_probabilities
 
 # Cells of the fine histogram behind equal-mass bins: equal widths in the logit of
@@ -85,12 +86,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         dtype=None,
     ):
         super().__init__(name=name, dtype=dtype)
-        if not isinstance(num_bins, int) or num_bins < 1:
-            raise ValueError(
-                "`num_bins` must be an integer of at least 1. "
-                f"Received: num_bins={num_bins!r}"
-            )
-        self.num_bins = num_bins
+        self.num_bins = num_bins = integer("num_bins", num_bins)
         self.adaptive = adaptive
         self.from_logits = from_logits
         cells = CELLS if adaptive else num_bins

@@ -11,6 +11,7 @@ from ...layers import (
     TileMembers,
     batch_ensemble_initializer,
 )
+from ...layers.ops.arguments import integer
 from ..registry import register_model
 
 
@@ -64,7 +65,8 @@ def resnet(
         log-probabilities, for a member-major batch.
 
     Raises:
-        ValueError: If `depth` is not 6n + 2.
+        ValueError: If `depth` is not 6n + 2, or `ensemble_size` no integer of at
+            least 1.
 
     Example:
 
@@ -79,6 +81,7 @@ def resnet(
             f"Received: depth={depth}"
         )
     layers = keras.layers
+    ensemble_size = integer("ensemble_size", ensemble_size)
     penalty = keras.regularizers.L2(l2) if l2 else None
 
     def conv_bn(x, filters, kernel_size, strides, name):

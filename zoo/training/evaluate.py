@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from ...layers.ops.arguments import integer
 from ..datasets import load
 from ..metrics import (
     BrierScore,
@@ -47,7 +48,8 @@ def evaluate(
     Raises:
         ValueError: If the model does not end in logits, or a SavedModel's
             probabilities are none; if it has not the data set's number of classes;
-            or if the split does not exist. What cannot be known before is checked on
+            if `batch_size` or `num_bins` is not an integer of at least 1; or if the
+            split does not exist. What cannot be known before is checked on
             the first batch.
 
     Example:
@@ -57,6 +59,7 @@ def evaluate(
     >>> figures["examples"], figures["members"], 0 <= figures["accuracy"] <= 1
     (180, 1, True)
     """
+    batch_size = integer("batch_size", batch_size)
     predict = _predict(model)
     metrics = {
         "accuracy": keras.metrics.SparseCategoricalAccuracy(),

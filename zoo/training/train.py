@@ -8,6 +8,7 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from ...layers.ops.arguments import integer
 from ...optimizers import Lookahead, SwapSlowWeights
 from ..datasets import load
 from ..predictive import ensemble_size
@@ -137,6 +138,8 @@ def train(
         "max_shift": max_shift,
     }
     recipe |= {name: value for name, value in asked.items() if value is not None}
+    for name, least in (("epochs", 1), ("batch_size", 1), ("max_shift", 0)):
+        recipe[name] = integer(name, recipe[name], least)
     copies = _copies(recipe["members"], ensemble_size(model), recipe["batch_size"])
     if learning_rate is not None and isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(

@@ -409,11 +409,11 @@ def test_rows_that_do_not_split_in_predict(jit):
         model.predict(np.zeros((7, 9, 9, IN)), verbose=0)
 
 
-@pytest.mark.parametrize("name", ("rank", "ensemble_size"))
-@pytest.mark.parametrize("value", (0, -1, 1.5, "2"))
+@pytest.mark.parametrize("name", ("filters", "rank", "ensemble_size"))
+@pytest.mark.parametrize("value", (0, -1, 1.5, "2", True))
 def test_bad_sizes(name, value):
     with pytest.raises(ValueError, match=f"Received: {name}="):
-        Conv2DBatchEnsemble(3, 3, **{name: value})
+        Conv2DBatchEnsemble(**{"filters": 3, "kernel_size": 3, name: value})
 
 
 @pytest.mark.parametrize(

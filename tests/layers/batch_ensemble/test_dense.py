@@ -399,7 +399,7 @@ def test_rows_that_do_not_split_in_predict():
 
 
 @pytest.mark.parametrize("name", ("units", "rank", "ensemble_size"))
-@pytest.mark.parametrize("value", (0, -1, 1.5, "2"))
+@pytest.mark.parametrize("value", (0, -1, 1.5, "2", True))
 def test_bad_sizes(name, value):
     with pytest.raises(ValueError, match=f"Received: {name}="):
         DenseBatchEnsemble(**{"units": 3, name: value})

@@ -123,7 +123,7 @@ def test_bad_probability(probs):
         RandomSign(probs)
 
 
-@pytest.mark.parametrize("seed", ("1", 1.5, [1, 2]))
+@pytest.mark.parametrize("seed", ("1", 1.5, [1, 2], True))
 def test_bad_seed(seed):
     with pytest.raises(ValueError, match="`seed` must be an integer or None. Received"):
         RandomSign(seed=seed)

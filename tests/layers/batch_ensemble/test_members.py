@@ -260,7 +260,7 @@ def test_average_refuses_rows_that_do_not_split():
 
 
 @pytest.mark.parametrize("layer", (TileMembers, AverageMembers))
-@pytest.mark.parametrize("size", (0, -2, 1.5, None))
+@pytest.mark.parametrize("size", (0, -2, 1.5, None, True))
 def test_bad_ensemble_size(layer, size):
     with pytest.raises(ValueError, match=f"Received: ensemble_size={size}"):
         layer(size)

@@ -238,7 +238,7 @@ def test_in_fit_and_evaluate():
     )
 
 
-@pytest.mark.parametrize("num_bins", [0, -1, 2.5, "15"])
+@pytest.mark.parametrize("num_bins", [0, -1, 2.5, "15", True])
 def test_refuses_bad_num_bins(num_bins):
     with pytest.raises(ValueError, match="num_bins.*Received"):
         ExpectedCalibrationError(num_bins=num_bins)

@@ -83,6 +83,12 @@ def test_depth_counts_layers_with_weights(depth, convolutions):
     assert len(layers) == convolutions
 
 
+@pytest.mark.parametrize("size", [0, -1, 2.0, True])
+def test_no_number_of_members_is_refused(size):
+    with pytest.raises(ValueError, match="Received: ensemble_size="):
+        resnet((8, 8, 1), classes=10, depth=8, ensemble_size=size)
+
+
 @pytest.mark.parametrize("depth", [2, 7, 9, 18, -4])
 def test_other_depths_are_refused(depth):
     with pytest.raises(ValueError, match="6n \\+ 2.*Received: depth="):

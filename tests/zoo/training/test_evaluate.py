@@ -86,6 +86,9 @@ def test_bins_and_split_are_the_callers(data_dir):
     many = evaluate(model, split="train[:100]", num_bins=50, data_dir=data_dir)
     assert one["examples"] == many["examples"] == 100
     assert one["ece"] < many["ece"]
+    for name in ("batch_size", "num_bins"):
+        with pytest.raises(ValueError, match=f"Received: {name}=0"):
+            evaluate(model, split="validation", data_dir=data_dir, **{name: 0})
     with pytest.raises(ValueError, match="dev"):
         evaluate(model, split="dev", data_dir=data_dir)
 

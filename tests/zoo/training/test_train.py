@@ -424,6 +424,9 @@ def test_two_processes_cannot_train_in_one_folder(run):
     [
         ({"members": "share"}, "'split' or 'tile'.*Received.*'share'"),
         ({"batch_size": 131}, "at most 130.*Received: batch_size=131"),
+        ({"batch_size": 0}, "Received: batch_size=0"),
+        ({"epochs": 0}, "Received: epochs=0"),
+        ({"max_shift": -1}, "at least 0. Received: max_shift=-1"),
         ({"train_split": "dev"}, "dev"),
         ({"validation_split": "dev"}, "dev"),
         ({"optimizer": keras.optimizers.SGD(), "learning_rate": 1.0}, "Received"),

@@ -1,0 +1,36 @@
+import keras
+import numpy as np
+import pytest
+
+from kzoo.layers.ops.arguments import integer, is_integer
+
+
+@pytest.mark.parametrize("value", (1, 7, np.int64(7), np.uint8(7)))
+def test_integers(value):
+    assert is_integer(value)
+    result = integer("n", value)
+    assert result == value and type(result) is int
+
+
+@pytest.mark.parametrize(
+    "value", (True, np.True_, 1.0, np.float32(2), "2", None, [1], np.ones(1, int))
+)
+def test_what_is_none(value):
+    assert not is_integer(value)
+    with pytest.raises(ValueError, match="expected `n` to be an integer.*Received: n="):
+        integer("n", value)
+
+
+def test_the_least():
+    assert integer("n", 0, least=0) == 0 and integer("n", -3, least=-3) == -3
+    for value, least in ((0, 1), (-1, 0), (np.int64(1), 2)):
+        with pytest.raises(ValueError, match=f"at least {least}. Received: n="):
+            integer("n", value, least)
+
+
+def test_keras_saves_what_was_numpys():
+    from kzoo.layers import DenseBatchEnsemble
+
+    layer = DenseBatchEnsemble(np.int64(3), np.int64(2), np.int64(2))
+    config = keras.saving.serialize_keras_object(layer)["config"]
+    assert (config["units"], config["rank"], config["ensemble_size"]) == (3, 2, 2)
