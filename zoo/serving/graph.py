@@ -157,6 +157,7 @@ RESTORE_OPS = frozenset({"RestoreV2"})
 SAVE_OPS = frozenset({"SaveV2", "MergeV2Checkpoints", "ShardedFilename", "RestoreV2"})
 
 XLA = "_XlaMustCompile"
+INTERFACE = "api_implements"
 
 
 def read(path):
@@ -268,6 +269,7 @@ def _restores_elsewhere(meta_graph):
     Identity operations and as an argument of plain function calls.
     """
     functions = {f.signature.name: f for f in meta_graph.graph_def.library.function}
+    stand_ins = _stand_ins(meta_graph)
     saver = meta_graph.saver_def.filename_tensor_name
     # For each function, the arguments that are the file's name in all of its calls.
     given = {}
@@ -280,7 +282,7 @@ def _restores_elsewhere(meta_graph):
             if node.op == "RestoreV2" and (not inputs or inputs[0] not in known):
                 return True
             called = list(_called(node.attr))
-            for name in {node.op, *called} & functions.keys():
+            for name in _may_run(node, stand_ins):
                 arguments = set()
                 if node.op in CALL_OPS and called == [name]:
                     names = _arguments(functions[name])
@@ -338,6 +340,28 @@ def _functions(meta_graph):
     return {f.signature.name: f.node_def for f in meta_graph.graph_def.library.function}
 
 
+def _stand_ins(meta_graph):
+    """{function: the functions that may run when it is called}.
+
+    TensorFlow may swap a function for another one that implements the same interface,
+    when the device is the other's.
+    """
+    interfaces, stand_ins = {}, {}
+    for function in meta_graph.graph_def.library.function:
+        name = function.signature.name
+        if INTERFACE in function.attr:
+            interface = function.attr[INTERFACE].s
+            stand_ins[name] = interfaces.setdefault(interface, set())
+        stand_ins.setdefault(name, set()).add(name)
+    return stand_ins
+
+
+def _may_run(node, stand_ins):
+    """The functions that a node calls or that may stand in for them."""
+    names = (node.op, *_called(node.attr))
+    return {one for name in names for one in stand_ins.get(name, ())}
+
+
 def _reached_ops(meta_graph, names):
     return {node.op for node in _reached(meta_graph, names)[0]}
 
@@ -349,6 +373,7 @@ def _reached(meta_graph, names):
     """
     graph = {node.name: node for node in meta_graph.graph_def.node}
     functions = _functions(meta_graph)
+    stand_ins = _stand_ins(meta_graph)
     nodes, seen, called = [], set(), set()
     waiting = list(names)
     while waiting:
@@ -358,7 +383,7 @@ def _reached(meta_graph, names):
             nodes.append(graph[name])
             waiting += graph[name].input
     for node in nodes:  # grows while we walk along it
-        for name in {node.op, *_called(node.attr)} & functions.keys() - called:
+        for name in _may_run(node, stand_ins) - called:
             called.add(name)
             nodes += functions[name]
     return nodes, called

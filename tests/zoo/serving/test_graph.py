@@ -115,6 +115,33 @@ def test_an_initializer_is_looked_at(module_path):
     assert "SaveV2" in graph.forbidden_ops(saved_model)
 
 
+def stand_in(meta_graph, function, name="stand_in"):
+    """A copy of a function, which Grappler may put in its place."""
+    copy = meta_graph.graph_def.library.function.add()
+    copy.CopyFrom(function)
+    copy.signature.name = name
+    for twin in (function, copy):
+        twin.attr["api_implements"].s = b"one"
+    copy.attr["api_preferred_device"].s = b"CPU"
+    return copy
+
+
+@pytest.mark.parametrize("op", ["SaveV2", "RestoreV2"])
+def test_what_may_run_in_a_functions_place_is_looked_at(tmp_path, op):
+    inner = tf.function(lambda x: x * 2)
+    saved_model = saved(lambda x: {"y": inner(x)}, tmp_path)
+    (meta_graph,) = saved_model.meta_graphs
+    functions = meta_graph.graph_def.library.function
+    copy = stand_in(
+        meta_graph, next(f for f in functions if "lambda" in f.signature.name)
+    )
+    node = copy.node_def.add()
+    node.name, node.op = "reaches_out", op
+    assert graph.forbidden_ops(saved_model) == [op]
+    copy.attr["api_implements"].s = b"another"
+    assert graph.forbidden_ops(saved_model) == []
+
+
 def test_needs_xla_looks_into_functions(tmp_path):
     inner = tf.function(lambda x: x * 2, jit_compile=True)
     outer = tf.function(lambda x: inner(x) + 1)
@@ -195,6 +222,18 @@ def test_restoring_another_file_is_forbidden(where, tmp_path):
         (restore, *_) = [n for n in function.node_def if n.op == "RestoreV2"]
         restore.input[0] = name
     assert graph.forbidden_ops(saved_model) == ["RestoreV2"]
+
+
+def test_restoring_another_file_in_a_functions_place_is_forbidden(module_path):
+    saved_model = graph.read(module_path / "1")
+    _, function, meta_graph = traced_restore(saved_model)
+    copy = stand_in(meta_graph, function)
+    name = constant(copy.node_def.add(), "elsewhere") + ":output:0"
+    (restore, *_) = [n for n in copy.node_def if n.op == "RestoreV2"]
+    restore.input[0] = name
+    assert graph.forbidden_ops(saved_model) == ["RestoreV2"]
+    copy.attr["api_implements"].s = b"another"
+    assert graph.forbidden_ops(saved_model) == []
 
 
 def test_a_function_that_takes_an_operations_name_is_forbidden(module_path):
