@@ -28,10 +28,11 @@ class BrierScore(MeanOverExamples):
         dtype: Dtype of the metric's state. Defaults to float32.
 
     Call arguments:
-        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. An
-            index that is none of 0 ... C - 1 makes the result NaN.
+        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. A NaN,
+            or an index that is none of 0 ... C - 1, makes the result NaN.
         y_pred: Probabilities or logits, `[B, C]` or, of M members, `[B, M, C]`.
-        sample_weight: None, or weights `[B]` or `[B, 1]`.
+        sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
+            is absent, whatever it holds.
 
     Raises:
         ValueError: If labels or predictions have another shape.

@@ -35,11 +35,12 @@ class EnsembleNegativeLogLikelihood(MeanOverExamples):
 
     Call arguments:
         y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. For
-            rows that are distributions the cross-entropy is taken. An index that
-            is none of 0 ... C - 1 makes the result NaN.
+            rows that are distributions the cross-entropy is taken. A NaN, or an
+            index that is none of 0 ... C - 1, makes the result NaN.
         y_pred: Probabilities or logits of M members, `[B, M, C]`, or of one model,
             `[B, C]`.
-        sample_weight: None, or weights `[B]` or `[B, 1]`.
+        sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
+            is absent, whatever it holds.
 
     Raises:
         ValueError: If labels or predictions have another shape.

@@ -59,10 +59,11 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         dtype: Dtype of the metric's state. Defaults to float32.
 
     Call arguments:
-        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. An
-            index that is none of 0 ... C - 1 makes the result NaN.
+        y_true: Class indices `[B]` or `[B, 1]`, or one-hot labels `[B, C]`. A NaN,
+            or an index that is none of 0 ... C - 1, makes the result NaN.
         y_pred: Probabilities or logits, `[B, C]` or, of M members, `[B, M, C]`.
-        sample_weight: None, or weights `[B]` or `[B, 1]`.
+        sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
+            is absent, whatever it holds.
 
     Raises:
         ValueError: If `num_bins` is not an integer of at least 1, or labels or
@@ -110,7 +111,8 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         cell = self._cell(confidence)
         # A label that is no class is NaN, and so must be the gap.
         unknown = ops.cast(ops.sum(0.0 * labels, axis=-1), confidence.dtype)
-        gap = right - confidence + unknown
+        # With weight 0 an example is absent, also one whose gap is NaN.
+        gap = ops.where(ops.equal(weight, 0), 0.0, right - confidence + unknown)
         self.weight.assign_add(self._sums(weight, cell))
         self.gap.assign_add(self._sums(weight * gap, cell))
 

@@ -26,7 +26,9 @@ class MeanOverExamples(keras.metrics.Mean):
     def update_state(self, y_true, y_pred, sample_weight=None):
         """Adds a batch, whose examples weigh `sample_weight` or else 1."""
         values = ops.cast(self.values(y_true, y_pred), self.dtype)
-        super().update_state(values, example_weights(sample_weight, values))
+        weight = example_weights(sample_weight, values)
+        # With weight 0 an example is absent, also one whose value is NaN.
+        super().update_state(ops.where(ops.equal(weight, 0), 0.0, values), weight)
 
     def get_config(self):
         """Returns the constructor's arguments."""

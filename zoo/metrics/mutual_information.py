@@ -32,7 +32,8 @@ class MutualInformation(MeanOverExamples):
         y_true: Ignored.
         y_pred: Probabilities or logits of M members, `[B, M, C]`, or of one model,
             `[B, C]`, for which the value is 0.
-        sample_weight: None, or weights `[B]` or `[B, 1]`.
+        sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
+            is absent, whatever it holds.
 
     Raises:
         ValueError: If predictions have another shape.

@@ -30,7 +30,8 @@ class PredictiveEntropy(MeanOverExamples):
         y_true: Ignored.
         y_pred: Probabilities or logits of M members, `[B, M, C]`, or of one model,
             `[B, C]`.
-        sample_weight: None, or weights `[B]` or `[B, 1]`.
+        sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
+            is absent, whatever it holds.
 
     Raises:
         ValueError: If predictions have another shape.
