@@ -14,11 +14,9 @@ import numpy as np
 
 from . import placing
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The names that Keras counts up for inputs that were given none.
 UNNAMED = re.compile(r"(keras_tensor|input_layer)(_[0-9]+)?")
-VERSION = re.compile(r"0|[1-9][0-9]{0,17}")
 HALF = ("float16", "bfloat16")
 # What a server must answer as the live model does: plainly; compiled, where XLA adds
 # in another order; compiled in half precision.
@@ -97,13 +95,16 @@ def export(
             f"export it. Received: backend {keras.backend.backend()!r}"
         )
     name = model.name if name is None else name
-    if not isinstance(name, str) or not NAME.fullmatch(name) or name.isdigit():
+    if not placing.is_model_name(name):
         raise ValueError(
-            "Expected a name of letters, digits, '_', '.' and '-', not a number. "
-            f"Received: name={name!r}"
+            "Expected a name of at most 128 letters, digits, '_', '.' and '-', not a "
+            f"number. Received: name={name!r}"
         )
-    if version is not None and not VERSION.fullmatch(str(version)):
-        raise ValueError(f"Expected an integer >= 0. Received: version={version!r}")
+    if version is not None and placing.version_of(str(version)) is None:
+        raise ValueError(
+            f"Expected an integer from 0 to {placing.MAX_VERSION}. Received: "
+            f"version={version!r}"
+        )
     specs = _specs(model)
     function = _classification(model) if function is None else function
     example = _example(specs) if example is None else _checked(example, specs)
@@ -449,9 +450,15 @@ def _require_equal(what, got, expected, tolerance):
 
 
 def _version(folder, version, overwrite):
-    taken = [int(e.name) for e in folder.iterdir() if VERSION.fullmatch(e.name)]
+    taken = {placing.version_of(entry.name) for entry in folder.iterdir()} - {None}
     if version is None:
-        return max(taken, default=0) + 1
+        newest = max(taken, default=0)
+        if newest == placing.MAX_VERSION:
+            raise ValueError(
+                f"Expected an integer as the version, for none follows {newest}, which "
+                f"is in {folder}. Received: version=None"
+            )
+        return newest + 1
     if int(version) in taken and not overwrite:
         raise ValueError(
             f"{folder / str(version)} is already there. Expected another version, None "

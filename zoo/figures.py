@@ -1,9 +1,11 @@
 """Figures of classifiers: how far to trust their confidence, and where they doubt."""
 
-import os
+import io
 from pathlib import Path
 
 import numpy as np
+
+from . import placing
 
 BINS = 15  # as the metric ExpectedCalibrationError has by default
 
@@ -110,9 +112,9 @@ def draw(path, images, labels, answers, digits=8):
         *others, (title, doubting) = answers.items()
         _most_uncertain(bottom, images, labels, title, doubting, others, digits)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.partial")
-        figure.savefig(temporary, format="png", metadata={"Software": None})
-    os.replace(temporary, path)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", metadata={"Software": None})
+    placing.write(path, image.getvalue())
     return path
 
 

@@ -40,10 +40,6 @@ MAX_MODEL_BYTES = 1 << 34
 MAX_FILES = 1000
 MAX_DEPTH = 8
 
-# One path component, or a model's name: no separator, no leading dot (so neither
-# `..` nor a hidden file), nothing that a shell, a URL or a file system reads its
-# own way.
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -100,12 +96,12 @@ def versions(model_dir):
     model_dir = Path(model_dir)
     if not model_dir.is_dir():
         return []
-    return sorted(
-        int(entry.name)
+    found = (
+        placing.version_of(entry.name)
         for entry in model_dir.iterdir()
-        if re.fullmatch(r"0|[1-9][0-9]{0,17}", entry.name)
-        and (entry / "saved_model.pb").is_file()
+        if (entry / "saved_model.pb").is_file()
     )
+    return sorted(version for version in found if version is not None)
 
 
 def resolve(name_or_path):
@@ -134,7 +130,7 @@ def resolve(name_or_path):
     '3'
     """
     text = os.fspath(name_or_path)
-    if isinstance(name_or_path, str) and NAME.fullmatch(text):
+    if placing.is_model_name(name_or_path):
         found = [
             (version, place == PACKAGED, place / text / str(version))
             for place in (PACKAGED, home())
@@ -186,7 +182,7 @@ def download(name, source=None, directory=None, version=None, force=False):
         DownloadError: The source did not deliver what the index promises, or the
             place holds something else. Nothing was placed then.
     """
-    if not (isinstance(name, str) and NAME.fullmatch(name)):
+    if not placing.is_model_name(name):
         raise ValueError(f"Expected the name of a model. Received: {name!r}")
     mirror = _source(source)
     model = _offer(mirror, name, version)
@@ -217,10 +213,9 @@ def download(name, source=None, directory=None, version=None, force=False):
             if missing and packaged().get(name) != model:
                 _check_program(partial / str(model.version), mirror.shown(name))
             if card_missing:
-                os.replace(partial / CARD, card)
+                placing.place(partial / CARD, card)
             if missing:
                 placing.place(partial / str(model.version), target)
-                _sync(folder)
         finally:
             placing.remove(partial)
     return target
@@ -258,9 +253,7 @@ def write_index(saved_models_dir):
         _parse(text, root / INDEX)
     except DownloadError as error:
         raise ValueError(str(error)) from None
-    temporary = root / f".{INDEX}.partial"
-    temporary.write_text(text)
-    os.replace(temporary, root / INDEX)
+    placing.write(root / INDEX, text)
     return root / INDEX
 
 
@@ -319,7 +312,7 @@ def _parse(text, where):
         path = field(entry, "path", str, what)
         parts = path.split("/")
         require(
-            len(parts) <= MAX_DEPTH and all(NAME.fullmatch(part) for part in parts),
+            len(parts) <= MAX_DEPTH and all(map(placing.NAME.fullmatch, parts)),
             f"plain relative paths in {what}",
             path,
         )
@@ -335,9 +328,9 @@ def _parse(text, where):
         raise DownloadError(f"{where} is not a valid index: {error}") from None
     models = {}
     for name, entry in field(document, "models", dict, "the index").items():
-        require(NAME.fullmatch(name), "plain model names", name)
+        require(placing.is_model_name(name), "plain model names", name)
         version = field(entry, "version", int, name)
-        require(0 <= version < 10**18, f"a version of {name}", version)
+        require(0 <= version <= placing.MAX_VERSION, f"a version of {name}", version)
         card = file(field(entry, "card", dict, name), f"the card of {name}")
         require(card.path == CARD, f"the card of {name} to be {CARD}", card.path)
         listed = field(entry, "files", list, name)
@@ -506,8 +499,6 @@ def _fetch(mirror, name, wanted, partial):
                         mirror, path, file.bytes, _rewound(out), bar, exact=True
                     )
                 )
-                out.flush()
-                os.fsync(out.fileno())
             if digest != file.sha256:
                 raise DownloadError(
                     f"{mirror.shown(path)} has the SHA-256 sum {digest}; the index "
@@ -605,12 +596,3 @@ def _files(folder):
 
 def _subfolders(folder):
     return [p for p in folder.iterdir() if p.is_dir()] if folder.is_dir() else []
-
-
-def _sync(folder):
-    """Has the system write a folder's new names to the disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

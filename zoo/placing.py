@@ -1,8 +1,9 @@
-"""Puts finished folders in their places, whole, among processes that do the same.
+"""Puts finished folders and files in their places, whole, beside other processes.
 
 What is not finished has a name that starts with a dot, so that no server looks at it:
 `.1.partial` while version 1 is written and, for a moment on systems that cannot swap
-two names at once, `.1.replaced` for the version 1 that was there before.
+two names at once, `.1.replaced` for the version 1 that was there before. Here are also
+the rules for the names of models and versions.
 """
 
 import contextlib
@@ -10,7 +11,44 @@ import ctypes
 import errno
 import fcntl
 import os
+import re
 import shutil
+from pathlib import Path
+
+# One path component: no separator, no leading dot (so neither `..` nor a hidden
+# file), nothing that a shell, a URL or a file system reads its own way.
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}")
+# TensorFlow Serving's versions are int64, in one spelling.
+VERSION = re.compile(r"0|[1-9][0-9]{0,18}")
+MAX_VERSION = 2**63 - 1
+
+
+def is_model_name(name):
+    """Tells whether a model's folder may have a name.
+
+    Args:
+        name: Anything.
+
+    Returns:
+        Whether it is a str of at most 128 letters, digits, `_`, `.` and `-`, which does
+        not start with `.` or `-` and is not a number, as versions are.
+    """
+    return isinstance(name, str) and bool(NAME.fullmatch(name)) and not name.isdigit()
+
+
+def version_of(name):
+    """Returns the version that a folder's name means.
+
+    Args:
+        name: A str.
+
+    Returns:
+        An integer from 0 to 2**63 - 1. None for any other name: one with a sign, a
+        leading zero or digits of another script.
+    """
+    if VERSION.fullmatch(name) and int(name) <= MAX_VERSION:
+        return int(name)
+    return None
 
 
 @contextlib.contextmanager
@@ -36,14 +74,19 @@ def locked(folder):
 
 
 def place(partial, target):
-    """Gives a finished folder its name, in one step where the system can.
+    """Gives a finished folder or file its name, in one step where the system can.
+
+    Before, it is on the disk with all its content, so that after a loss of power, too,
+    the name means the whole.
 
     Args:
-        partial: The folder's present path.
-        target: Its path from now on, beside the present one. What is there goes.
+        partial: Its present path.
+        target: Its path from now on, on the same file system. What is there goes.
     """
-    if not os.path.lexists(target):
-        os.rename(partial, target)
+    for path in (partial, *partial.rglob("*")):
+        _sync(path)
+    if not partial.is_dir() or not os.path.lexists(target):
+        os.replace(partial, target)
     elif exchange(partial, target):
         remove(partial)
     else:
@@ -51,6 +94,25 @@ def place(partial, target):
         os.rename(target, replaced)
         os.rename(partial, target)
         remove(replaced)
+    _sync(target.parent)
+
+
+def write(path, content):
+    """Writes a file that is there whole or not at all.
+
+    Args:
+        path: Its path. What is there goes.
+        content: str or bytes.
+    """
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.partial")
+    remove(partial)
+    try:
+        with open(partial, "xb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+        place(partial, path)
+    finally:
+        remove(partial)
 
 
 def exchange(one, other):
@@ -85,6 +147,15 @@ def remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _sync(path):
+    """Has the system write a file, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _clear(folder):

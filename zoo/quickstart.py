@@ -18,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from . import placing
 from .native_log import native_log_to
 
 SINGLE, ENSEMBLE = "resnet8_digits", "resnet8_batch_ensemble_digits"
@@ -343,9 +344,7 @@ def _write_results(path, figures, sizes, difference):
         "fresh_process_difference": difference,
         **provenance(),
     }
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    os.replace(partial, path)
+    placing.write(path, json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

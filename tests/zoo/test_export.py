@@ -14,6 +14,7 @@ from keras import layers
 from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
 from kzoo.zoo import placing
 from kzoo.zoo.export import export
+from kzoo.zoo.hub import versions as versions_of
 from kzoo.zoo.serving import graph
 
 TENSORFLOW = pytest.mark.tensorflow
@@ -450,12 +451,14 @@ class TestRefused:
             {"version": 1.0},
             {"version": True},
             {"version": "01"},
+            {"version": 2**63},
             {"version": 10**19},
             {"name": "../m"},
             {"name": "a/b"},
             {"name": ".m"},
             {"name": ""},
             {"name": "7"},
+            {"name": "m" * 129},
             {"example": {"z": [[1.0] * 4]}},
             {"example": [[1.0] * 4]},
             {"example": {"x": [[1.0] * 5]}},
@@ -491,6 +494,17 @@ class TestVersions:
         assert export(model, tmp_path, 10, xla=False).name == "10"
         assert export(model, tmp_path, xla=False).name == "11"
         assert export(model, tmp_path, 0, xla=False).name == "0"
+
+    def test_none_follows_the_last_version(self, tmp_path):
+        last = tmp_path / "classifier" / str(2**63 - 1)
+        last.parent.mkdir()
+        (tmp_path / "classifier" / str(10**18 - 1)).mkdir()
+        path = export(classifier(), tmp_path, xla=False)
+        assert path.name == str(10**18) and versions_of(path.parent)[-1] == 10**18
+        last.mkdir()
+        with pytest.raises(ValueError, match=f"follows {2**63 - 1}.*version=None"):
+            export(classifier(), tmp_path, xla=False)
+        assert list(last.iterdir()) == []
 
     def test_a_version_is_replaced_only_when_told(self, tmp_path):
         path = export(classifier(), tmp_path, 3, xla=False)

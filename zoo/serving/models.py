@@ -9,6 +9,7 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from .. import placing
 from .servable import Servable
 from .status import Code, ServingError, invalid
 
@@ -16,7 +17,6 @@ LOG = logging.getLogger("kzoo.serving")
 # As TensorFlow Serving's URLs can name them.
 MODEL_NAME = re.compile(r"[^/:\s]+")
 LABEL = re.compile(r"\w+", re.ASCII)
-MAX_VERSION = 2**63 - 1
 
 
 class State(enum.Enum):
@@ -226,9 +226,9 @@ class Model:
         try:
             for entry in base.iterdir():
                 # One spelling a version: "01" and "1" would be the same to a client.
-                if re.fullmatch(r"0|[1-9]\d{0,18}", entry.name, re.ASCII):
-                    if int(entry.name) <= MAX_VERSION and entry.is_dir():
-                        found[int(entry.name)] = entry
+                version = placing.version_of(entry.name)
+                if version is not None and entry.is_dir():
+                    found[version] = entry
         except OSError:
             return None
         return found
@@ -290,7 +290,7 @@ class Model:
 
 
 def _is_version(value):
-    return type(value) is int and 0 <= value <= MAX_VERSION
+    return type(value) is int and 0 <= value <= placing.MAX_VERSION
 
 
 def _looks(folder):

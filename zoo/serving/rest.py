@@ -18,6 +18,7 @@ from http.server import BaseHTTPRequestHandler
 from google.protobuf import json_format
 from tensorflow.core.framework.types_pb2 import DataType
 
+from ..placing import MAX_VERSION
 from . import tensors
 from .status import HTTP_STATUS, Code, ServingError, invalid
 
@@ -28,7 +29,6 @@ _VERSION = r"(?:/(?i:versions)/([0-9]+)|/(?i:labels)/([^/:]+))?"
 POST_PATH = re.compile(rf"(?i:/v1/models){_MODEL}{_VERSION}:(classify|regress|predict)")
 GET_PATH = re.compile(rf"(?i:/v1/models)(?:{_MODEL})?{_VERSION}(?:/(?i:(metadata)))?")
 API_PATH = re.compile(r"(?i:/v1/).*", re.DOTALL)
-INT64_MAX = 2**63 - 1
 
 IDLE_SECONDS = 60  # between two requests
 TRANSFER_SECONDS = 120  # for a request to come, and for its answer to go
@@ -252,7 +252,7 @@ class _Handler(BaseHTTPRequestHandler):
         name, label = _unquoted(name), label and _unquoted(label)
         if version is not None:
             # Longer than any int64, and int() of it might take long.
-            if len(version) > 19 or int(version) > INT64_MAX:
+            if len(version) > 19 or int(version) > MAX_VERSION:
                 raise invalid(f"Failed to convert version: {version[:40]} to numeric.")
             version = int(version)
         if self.command == "GET":
