@@ -23,6 +23,9 @@ class Conv2DBatchEnsemble(BatchEnsembleLayer):
     member `channels + 2 * filters`. `TileMembers` and `AverageMembers` put the same
     rows before every member and average what they predict.
 
+    Under `tf.distribute` each replica splits its own part of the batch among the
+    members, so M must divide the rows of every replica.
+
     Takes `edward2.layers.Conv2DBatchEnsemble`'s arguments, in its order, with its
     defaults, and `keras.layers.Conv2D`'s `dilation_rate` and `groups`. With the
     default ones all members start alike: see `batch_ensemble_initializer`. (With

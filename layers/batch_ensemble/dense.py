@@ -23,6 +23,9 @@ class DenseBatchEnsemble(BatchEnsembleLayer):
     member `input_dim + 2 * units`. `TileMembers` and `AverageMembers` put the same
     rows before every member and average what they predict.
 
+    Under `tf.distribute` each replica splits its own part of the batch among the
+    members, so M must divide the rows of every replica.
+
     Takes `edward2.layers.DenseBatchEnsemble`'s arguments, in its order, with its
     defaults. With the default ones all members start alike: see
     `batch_ensemble_initializer`. (With rank K, ones also start at K W.) What differs:
