@@ -419,20 +419,29 @@ class _Web:
         self.session.hooks["response"].append(self.stay_on_the_web)
 
     def shown(self, path=""):
-        parts = urllib.parse.urlsplit(f"{self.url}/{path}".rstrip("/"))
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+        return _without_login(f"{self.url}/{path}".rstrip("/"))
 
     def stay_on_the_web(self, response, *args, **kwargs):
-        """Refuses a redirect to another scheme, before it is followed."""
-        target = self.session.get_redirect_target(response)
-        if target is None:
+        """Refuses a redirect to another scheme or to no URL, before it is followed."""
+        import requests
+
+        if not response.is_redirect:
             return
-        target = urllib.parse.urljoin(response.url, target)
+        response.raw.close()  # requests would read all that comes with it
+        target = response.headers["location"]
         before = urllib.parse.urlsplit(response.url).scheme
-        after = urllib.parse.urlsplit(target).scheme
+        try:
+            target = self.session.get_redirect_target(response)
+            url = urllib.parse.urljoin(response.url, target)
+            after = urllib.parse.urlsplit(url).scheme
+            requests.Request("GET", url).prepare()
+        except ValueError:
+            after = "no valid URL"
         if after != before and (before, after) != ("http", "https"):
+            expected = "an https URL" if before == "https" else "an http or https URL"
             raise DownloadError(
-                f"{self.shown()} redirects from {before} to {after}: refused"
+                f"{_without_login(response.url)} redirects from {before} to {after}. "
+                f"Expected: {expected}. Received: {target[:200]!r}"
             )
 
     def chunks(self, path, limit):
@@ -454,8 +463,9 @@ class _Web:
                         f"{response.reason}"
                     )
                 # read1 returns what has come, so that a server which drips is
-                # noticed; read would wait for a full chunk.
-                while chunk := response.raw.read1(CHUNK, decode_content=True):
+                # noticed; read would wait for a full chunk. The index's sizes and
+                # sums are those of the files as they are stored.
+                while chunk := response.raw.read1(CHUNK, decode_content=False):
                     yield chunk
                     if time.monotonic() > deadline:
                         raise DownloadError(f"{self.shown(path)} comes too slowly")
@@ -465,6 +475,11 @@ class _Web:
             raise _Transient(f"{self.shown(path)} does not answer") from None
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             raise _Transient(f"{self.shown(path)}: {_reason(error)}") from None
+
+
+def _without_login(url):
+    parts = urllib.parse.urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _reason(error):

@@ -1,3 +1,4 @@
+import contextlib
 import functools
 import gzip
 import hashlib
@@ -244,15 +245,26 @@ BAD = {
     "too long": (answer(DATA + b"x"), "larger than 512000 bytes"),
     "not found": (answer(b"no", 404), "answered 404"),
     "server error": (answer(b"no", 503), "answered 503"),
-    "redirect to a file": (redirect("file:///etc/passwd"), "from http to file"),
+    "redirect to a file": (
+        redirect("file:///etc/passwd"),
+        "data-00000-of-00001 redirects from http to file. Expected: an http or https "
+        "URL. Received: 'file:///etc/passwd'",
+    ),
     "redirect to ftp": (redirect("ftp://127.0.0.1/x"), "from http to ftp"),
+    "redirect to no address": (redirect("http://[::1"), r"Received: 'http://\[::1'"),
+    "redirect to no port": (redirect("http://h:99999/"), "Received: 'http://h:99999/'"),
+    "redirect to no host": (
+        redirect("http://"),
+        "to no valid URL.*Received: 'http://'",
+    ),
+    "redirect to no text": (redirect("/\xff"), "to no valid URL"),
     "redirect to itself": (redirect("variables.data-00000-of-00001"), "redirects"),
     "gzip bomb": (
         answer(
             gzip.compress(b"0" * (1 << 22)),
             headers=[("Content-Encoding", "gzip")],
         ),
-        "larger than 512000 bytes",
+        "ended after",
     ),
 }
 
@@ -271,9 +283,39 @@ def test_a_misbehaving_server_places_nothing(kind, web):
     assert contents(hub.download("net", web.url)) == CONTENT
 
 
+def test_what_comes_compressed_is_checked_as_it_is_stored(mirror, web):
+    content = CONTENT | {"assets/words.gz": gzip.compress(b"words")}
+    write_model(mirror, content=content)
+    stored = answer(content["assets/words.gz"], headers=[("Content-Encoding", "gzip")])
+    web.behaviour["words.gz"] = stored
+    assert contents(hub.download("net", web.url)) == content
+
+
+def test_what_comes_with_a_redirect_is_not_read(mirror, web):
+    (mirror / "elsewhere").write_bytes(b"index")
+    sent = []
+
+    def move(handler):
+        answer(b"", 302, length=False, headers=[("Location", "/elsewhere")])(handler)
+        with contextlib.suppress(OSError):
+            while len(sent) < 1000:
+                handler.wfile.write(b"0" * (1 << 16))
+                sent.append(1)
+
+    web.behaviour["variables.index"] = move
+    assert contents(hub.download("net", web.url)) == CONTENT
+    assert len(sent) < 1000
+
+
 def test_attempts_are_bounded_and_only_for_what_may_pass(web):
     name = "variables.data-00000-of-00001"
-    for kind, times in (("server error", 3), ("truncated", 3), ("wrong bytes", 1)):
+    for kind, times in (
+        ("server error", 3),
+        ("truncated", 3),
+        ("wrong bytes", 1),
+        ("redirect to a file", 1),
+        ("redirect to no address", 1),
+    ):
         web.behaviour[name] = BAD[kind][0]
         del web.asked[:]
         with pytest.raises(hub.DownloadError):
