@@ -73,7 +73,8 @@ class Lookahead(keras.optimizers.Optimizer):
     Variables that their gradient overwrites (float8 scales) are not averaged. A
     variable's constraint is applied to φ at a sync. All state is in `variables`, so
     that a model that is saved within a cycle and loaded goes on as if it had not
-    stopped.
+    stopped. (`load_weights` restores an optimizer that is built, and warns that it
+    skips another, as Keras's own: call `optimizer.build(model.trainable_variables)`.)
 
     Takes `tfa.optimizers.Lookahead`'s arguments, with its defaults. What differs:
 

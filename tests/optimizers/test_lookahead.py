@@ -864,6 +864,44 @@ def test_set_weights_sets_all_state():
         second.set_weights([0.0])
 
 
+@pytest.mark.parametrize("inner", ["adam", "sgd"])
+def test_load_weights_restores_an_optimizer_that_is_built(inner, tmp_path):
+    """As Keras does with its own: it warns that it skips one that is not."""
+    x = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
+
+    def new(optimizer):
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+        model.compile(optimizer, loss="mse")
+        return model
+
+    def train(model):
+        for _ in range(4):  # Ends within a cycle of 3.
+            model.train_on_batch(x, x[:, :1])
+        return [v.numpy() for v in (*model.weights, *model.optimizer.variables)]
+
+    def lookahead():
+        return Lookahead(INNER[inner](), 3)
+
+    model, file = new(lookahead()), tmp_path / "x.weights.h5"
+    train(model)
+    model.save_weights(file)
+    loaded = new(lookahead())
+    loaded.optimizer.build(loaded.trainable_variables)
+    loaded.load_weights(file)
+    close([train(loaded)], [train(model)])
+
+    loaded = new(lookahead())
+    with pytest.warns(UserWarning, match="Skipping .*'Lookahead'"):
+        loaded.load_weights(file)
+    assert not loaded.optimizer.built
+
+    model = new(INNER["adam"]())
+    train(model)
+    model.save_weights(file)
+    with pytest.warns(UserWarning, match="Skipping .*'adam"):
+        new(INNER["adam"]()).load_weights(file)
+
+
 @pytest.mark.tensorflow
 def test_tensorflow_variables_and_checkpoints(tmp_path):
     import tensorflow as tf
