@@ -254,8 +254,8 @@ BAD = {
     "redirect to no address": (redirect("http://[::1"), r"Received: 'http://\[::1'"),
     "redirect to no port": (redirect("http://h:99999/"), "Received: 'http://h:99999/'"),
     "redirect to no host": (
-        redirect("http://"),
-        "to no valid URL.*Received: 'http://'",
+        redirect("https://"),
+        "to no valid URL.*Received: 'https://'",
     ),
     "redirect to no text": (redirect("/\xff"), "to no valid URL"),
     "redirect to itself": (redirect("variables.data-00000-of-00001"), "redirects"),
