@@ -26,12 +26,12 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
 
-def public_classes(index):
-    """Returns the classes that an index module exports, by name."""
+def public(index):
+    """Returns the classes and functions that an index module exports, by name."""
     return {
         name: item
         for name, item in sorted(vars(index).items())
-        if inspect.isclass(item) and item.__module__.startswith("kzoo.")
+        if getattr(item, "__module__", "").startswith(f"{index.__name__}.")
     }
 
 
@@ -50,7 +50,7 @@ def catalogue():
         ("zoo.metrics", metrics),
     ):
         lines += [f"| `kzoo.{title}` | |", "|---|---|"]
-        for name, item in public_classes(index).items():
+        for name, item in public(index).items():
             lines.append(f"| `{name}` | {purpose(item)} |")
         lines.append("")
     lines += ["| `kzoo.zoo.build(...)` | |", "|---|---|"]

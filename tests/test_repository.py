@@ -284,7 +284,11 @@ def uses_name(file, name):
     )
 
 
-@pytest.mark.parametrize("name", [*SAVED, *list_models()])
+# Of zoo's own index, the catalogue has the models that `build` gives.
+CATALOGUE = [key for key in PUBLIC if key in SAVED or not key.startswith("zoo:")]
+
+
+@pytest.mark.parametrize("name", [*CATALOGUE, *list_models()])
 def test_readme_lists(name):
     text = (ROOT / "README.md").read_text()
     catalogue = re.search(
