@@ -16,10 +16,9 @@ import zlib
 from http.server import BaseHTTPRequestHandler
 
 from google.protobuf import json_format
-from tensorflow.core.framework.types_pb2 import DataType
 
 from ..placing import MAX_VERSION
-from . import tensors
+from . import predict_json, tensors
 from .status import HTTP_STATUS, Code, ServingError, invalid
 
 LOG = logging.getLogger("kzoo.serving")
@@ -372,123 +371,18 @@ def _error(error):
 
 def _predict(core, name, version, label, body):
     document, infinities = tensors.parse(body)
-    signature_name = document.get("signature_name", "")
-    if not isinstance(signature_name, str):
-        raise invalid("'signature_name' key must be a string value.")
     with core.lend(name, version, label) as (_, servable):
-        signature = _signature(servable, signature_name)
-        row = "instances" in document
-        if row == ("inputs" in document):
-            raise invalid(
-                "Not formatted correctly expecting only one of 'inputs' or "
-                "'instances' keys to exist"
-                if row
-                else "Missing 'inputs' or 'instances' key"
-            )
-        if not signature.inputs:
-            raise invalid(f"Failed to get input map for signature: {signature_name}")
-        if row:
-            values = _rows(document["instances"], sorted(signature.inputs))
-        else:
-            values = _columns(document["inputs"], sorted(signature.inputs))
-        inputs = {
-            key: tensors.from_json(
-                value, DataType.Name(signature.inputs[key].dtype), key
-            )
-            for key, value in values.items()
-        }
-        if tensors.count_infinities(inputs.values()) > infinities:
-            raise invalid("JSON Parse error: Number too big to be stored in double")
+        inputs, signature_name, in_rows = predict_json.read(
+            document, infinities, servable
+        )
         outputs = servable.predict(inputs, signature_name, timeout=core.timeout)
-    return _row_answer(outputs) if row else _column_answer(outputs)
-
-
-def _signature(servable, name):
-    try:
-        return servable.signature(name)
-    except ServingError as error:
-        raise invalid(error.message) from None
-
-
-def _rows(instances, names):
-    """{input: list of its values} of the row format."""
-    if not isinstance(instances, list) or not instances:
-        raise invalid("Expecting 'instances' to be a list/array with values")
-
-    def is_object(value):
-        return isinstance(value, dict) and not tensors.is_base64(value)
-
-    objects = is_object(instances[0])
-    for item, value in enumerate(instances):
-        if is_object(value) != objects:
-            raise invalid(
-                "Expecting only objects or only values/lists, but got another at item "
-                f"{item} of input list"
-            )
-        if objects and value.keys() != set(names):
-            raise invalid(
-                f"Failed to process element: {item} of 'instances' list. JSON object "
-                f"keys must be equal to: {','.join(names)}"
-            )
-    if objects:
-        return {name: [value[name] for value in instances] for name in names}
-    if len(names) > 1:
-        raise invalid(
-            "instances is a plain list, but expecting list of objects as multiple "
-            f"input tensors are required: {','.join(names)}"
-        )
-    return {names[0]: instances}
-
-
-def _columns(inputs, names):
-    """{input: its value} of the column format."""
-    if isinstance(inputs, dict) and not tensors.is_base64(inputs):
-        missing = sorted(set(names) - inputs.keys())
-        extra = sorted(inputs.keys() - set(names))
-        if missing:
-            raise invalid(f"Missing named input: {missing[0]} in 'inputs' object.")
-        if extra:
-            raise invalid(
-                f"JSON object: does not have named input: {extra[0]}. Expected: "
-                f"{','.join(names)}"
-            )
-        return inputs
-    if len(names) > 1:
-        raise invalid(
-            "inputs is a plain value/list, but expecting an object as multiple input "
-            f"tensors are required: {','.join(names)}"
-        )
-    return {names[0]: inputs}
-
-
-def _row_answer(outputs):
-    sizes = {name: array.shape[:1] for name, array in outputs.items()}
-    if len(set(sizes.values())) != 1 or () in sizes.values():
-        raise invalid(
-            "Outputs have inconsistent batch sizes; ask in the column format "
-            f"('inputs'): { {name: list(size) for name, size in sizes.items()} }"
-        )
-    values = {name: tensors.to_json(array, name) for name, array in outputs.items()}
-    if len(values) == 1:
-        return {"predictions": next(iter(values.values()))}
-    rows = zip(*values.values(), strict=True)
-    return {"predictions": [dict(zip(values, row, strict=True)) for row in rows]}
-
-
-def _column_answer(outputs):
-    values = {name: tensors.to_json(array, name) for name, array in outputs.items()}
-    if len(values) == 1:
-        return {"outputs": next(iter(values.values()))}
-    return {"outputs": values}
+    return predict_json.write(outputs, in_rows)
 
 
 def _classify(core, name, version, label, body, method):
     document, _ = tensors.parse(body)
-    signature_name = document.get("signature_name", "")
-    if not isinstance(signature_name, str):
-        raise invalid("'signature_name' key must be a string value.")
     with core.lend(name, version, label) as (_, servable):
-        core.refuse_method(_signature(servable, signature_name), method)
+        core.refuse_method(predict_json.signature(document, servable)[1], method)
 
 
 def _status(core, name, version, label):
