@@ -157,7 +157,7 @@ def _parser():
         "--input",
         type=Path,
         metavar="FILE",
-        help=".npy, .npz of named inputs, or .json as for TensorFlow Serving; "
+        help=".npy, .npz of named inputs, or .json as for TensorFlow Serving's REST; "
         "default: examples of a data set",
     )
     data(sub, "the model's own", "test")
@@ -332,10 +332,10 @@ def _export(arguments):
 
 
 def _predict(arguments):
-    model, dataset = _open(arguments.model)
-    labels = None
+    model, dataset = _servable(arguments.model)
+    labels, signature = None, ""
     if arguments.input:
-        inputs = _read_inputs(arguments.input, model.signature().inputs)
+        inputs, signature = _read_inputs(arguments.input, model)
     else:
         from .datasets import load
 
@@ -344,7 +344,7 @@ def _predict(arguments):
             examples, _ = load(name, arguments.split, data_dir=arguments.data_dir)
         batch = next(examples.batch(arguments.examples).as_numpy_iterator())
         inputs, labels = _typed(batch[0], model.signature().inputs), batch[1]
-    _print_answer(model.predict(inputs), labels, arguments.json)
+    _print_answer(model.predict(inputs, signature), labels, arguments.json)
 
 
 def _serve(arguments):
@@ -441,6 +441,11 @@ def _open(text):
             dataset = read_config(path / "config.json").get("dataset")
             dataset = str(dataset or "").rpartition("/")[0]
         return _keras_model(path), dataset
+    return _servable(text)
+
+
+def _servable(text):
+    """(SavedModel, name of its data set or None)."""
     from . import registry
     from .serving.servable import Servable
 
@@ -464,25 +469,23 @@ def _to_stderr():
     return contextlib.redirect_stdout(sys.stderr)
 
 
-def _read_inputs(path, infos):
-    """{input: array} of a file, for a signature's inputs."""
+def _read_inputs(path, servable):
+    """(the inputs, the signature's name) that a file holds."""
     import numpy as np
+
+    from .serving import predict_json, tensors
 
     if path.suffix in (".npy", ".npz"):
         with open(path, "rb") as handle:
             content = np.load(handle, allow_pickle=False)
-            return _typed(dict(content) if path.suffix == ".npz" else content, infos)
+            content = dict(content) if path.suffix == ".npz" else content
+            return _typed(content, servable.signature().inputs), ""
     if path.suffix != ".json":
         raise ValueError(f"Expected .npy, .npz or .json. Received: {str(path)!r}")
-    content = json.loads(path.read_text())
-    if isinstance(content, dict) and content.keys() & {"instances", "inputs"}:
-        if "inputs" in content:
-            content = content["inputs"]
-        else:
-            content = content["instances"]
-            if content and all(isinstance(row, dict) for row in content):
-                content = {key: [row[key] for row in content] for key in content[0]}
-    return _typed(content, infos)
+    text = path.read_bytes().strip()
+    if text.startswith(b"["):  # the rows alone
+        text = b'{"instances": %b}' % text
+    return predict_json.read(*tensors.parse(text), servable)[:2]
 
 
 def _typed(content, infos):
@@ -602,8 +605,11 @@ def _plain(value):
 
 def _one_line(error):
     """An error's message; the kind too where the message alone would not say much."""
-    text = " ".join(str(error).split())
-    expected = (ValueError, OSError, RuntimeError, ImportError)
+    from .serving.status import ServingError
+
+    says = error.message if isinstance(error, ServingError) else str(error)
+    text = " ".join(says.split())
+    expected = (ValueError, OSError, EOFError, RuntimeError, ImportError, ServingError)
     if not text or not isinstance(error, expected):
         text = f"{type(error).__name__}: {text}"
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"

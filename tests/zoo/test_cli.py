@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kzoo import __version__
 from kzoo.zoo import cli, hub, registry
@@ -118,6 +119,7 @@ def test_wrong_usage(argv, capsys):
         (["evaluate", "nowhere"], "Expected the name of a carried or downloaded"),
         (["export", "nowhere"], "Expected a .keras file, or the folder of a finished"),
         (["predict", "nowhere"], "Known models: "),
+        (["predict", "x.keras"], "kzoo predict: Expected the name of"),
         (["serve"], "kzoo serve: Expected a model, or --config"),
         (["serve", "nowhere"], "kzoo serve: Expected the name of"),
         (["download", "../x"], "kzoo download: Expected the name of a model"),
@@ -256,7 +258,7 @@ def test_every_form_of_input_means_the_same(here, capsys, tmp_path):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     servable = Servable(here / f"models/{NAME}/1")
     for file in sorted(tmp_path.iterdir()):
-        inputs = cli._read_inputs(file, servable.signature().inputs)
+        inputs, _ = cli._read_inputs(file, servable)
         assert inputs.keys() == {"image"} and inputs["image"].dtype == np.float32
         np.testing.assert_array_equal(inputs["image"], images)
     expected = servable.predict({"image": images.astype("float32")})
@@ -271,14 +273,61 @@ def test_every_form_of_input_means_the_same(here, capsys, tmp_path):
     assert "label" not in table and len(table.splitlines()) == 5
 
 
+def test_json_means_what_it_means_to_a_server(tmp_path):
+    """Strings of bytes, scalars, a signature by name, and infinity said so."""
+    module = tf.Module()
+    text = tf.TensorSpec([None], tf.string, "text")
+    number = tf.TensorSpec([], tf.float32, "number")
+    signatures = {
+        "serving_default": tf.function(
+            lambda text: {"length": tf.strings.length(text)}
+        ).get_concrete_function(text),
+        "twice": tf.function(
+            lambda number: {"twice": 2 * number}
+        ).get_concrete_function(number),
+    }
+    tf.saved_model.save(module, str(tmp_path / "1"), signatures)
+    servable = Servable(tmp_path / "1")
+    file = tmp_path / "x.json"
+
+    def answer(content):
+        file.write_text(content)
+        (array,) = servable.predict(*cli._read_inputs(file, servable)).values()
+        return array.tolist()
+
+    coded = '{"b64": "AP8="}'
+    assert answer(f'{{"instances": [{coded}, "abc"]}}') == [2, 3]
+    assert answer(f'{{"instances": [{{"text": {coded}}}]}}') == [2]
+    assert answer(f'[{coded}, "é"]') == [2, 2]
+    assert answer(f'{{"inputs": {{"text": [{coded}]}}}}') == [2]
+    assert answer('{"signature_name": "twice", "inputs": 1.5}') == 3
+    assert answer('{"signature_name": "twice", "inputs": -Infinity}') == -np.inf
+    servable.close()
+
+
 @pytest.mark.parametrize(
     "file, content, message",
     [
-        ("a.json", '{"inputs": {"img": [1]}}', r"Expected the inputs \['image'\]"),
-        ("a.json", "[[1, 2], [3]]", "(?i)inhomogeneous|lengths"),
-        ("a.json", '["a"]', "Expected float32"),
+        ("a.json", '{"inputs": {"img": [1]}}', "Missing named input: image"),
+        ("a.json", '{"inputs": {"image": [1], "x": 1}}', "not have named input: x"),
+        ("a.json", '{"instances": [{"image": 1, "x": 1}]}', "element: 0.*: image$"),
+        ("a.json", '{"instances": [{"image": 1}, {}]}', "element: 1.*: image$"),
+        ("a.json", '{"instances": [{"image": 1}, 2]}', "got another at item 1"),
+        ("a.json", '{"instances": [{"b64": "AA=="}]}', "not of expected type: DT_FL"),
+        ("a.json", '{"instances": []}', "Expecting 'instances' to be a list"),
+        ("a.json", '{"instances": 1}', "Expecting 'instances' to be a list"),
+        ("a.json", '{"instances": [1], "inputs": [1]}', "expecting only one of"),
+        ("a.json", '{"image": [1]}', "Missing 'inputs' or 'instances' key"),
+        ("a.json", '{"signature_name": "x", "inputs": 1}', 'key "x" not found'),
+        ("a.json", '{"inputs": 1}', "expects shape"),
+        ("a.json", '{"inputs": 1e999}', "Number too big"),
+        ("a.json", '{"inputs": 1e39}', "too large for DT_FLOAT"),
+        ("a.json", "1", "Is not object"),
+        ("a.json", "[[1, 2], [3]]", "all lists of a level must have one length"),
+        ("a.json", '["a"]', "not of expected type: DT_FLOAT"),
         ("a.json", "[1, 2]", "expects shape"),
         ("a.json", "{", "Expecting"),
+        ("a.npz", "", "(?i)pickle|magic|cannot|no data"),
         ("a.npy", "no array", "(?i)pickle|magic|cannot"),
         ("a.txt", "", "Expected .npy, .npz or .json"),
     ],
@@ -290,6 +339,7 @@ def test_predict_refuses_other_input(file, content, message, here, capsys, tmp_p
     )
     assert (code, out) == (1, "")
     assert err.count("\n") == 1 and re.search(message, err), err
+    assert "Error: " not in err and "INVALID_ARGUMENT" not in err
 
 
 def test_download_from_a_mirror_then_predict_by_name(here, capsys, tmp_path):
