@@ -53,6 +53,7 @@ OF_MEMBERS = [
     {"members": "split", "epochs": 80},
     {"members": "split", "epochs": 160},
     {"members": "split", "epochs": 160, "fast_weights": -0.5},
+    {"epochs": 160, "fast_weights": -0.5},
 ]
 CANDIDATES = {
     SINGLE: SHARED,
