@@ -5,5 +5,5 @@ from .._backend import require_supported
 require_supported()
 
 # ruff: noqa: E402, F401
-from .lookahead import Lookahead
-from .slow_weights import SwapSlowWeights
+from .lookahead.lookahead import Lookahead
+from .lookahead.slow_weights import SwapSlowWeights

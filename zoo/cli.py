@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from .._version import __version__
+from . import placing
 from .native_log import native_log_to
 
 EXAMPLES = """\
@@ -355,14 +356,15 @@ def _serve(arguments):
     for text in arguments.models:
         name, equals, model = text.partition("=")
         path = _resolve(model if equals else text)
-        if not re.fullmatch("[0-9]+", path.name):
+        version = placing.version_of(path.name)
+        if version is None:
             raise ValueError(
                 "Expected a folder of integer versions, or one of these versions. "
                 f"Received: {str(path)!r}"
             )
         # The folder of one version means that version; anything else, the newest.
         one = Path(model if equals else text).expanduser().absolute() == path
-        versions = (int(path.name),) if one else None
+        versions = (version,) if one else None
         name = name if equals else path.parent.name
         if name in models:
             raise ValueError(f"Expected different names. Received: {name!r} twice")

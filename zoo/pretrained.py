@@ -9,12 +9,11 @@ already in the results are not measured again.
 """
 
 import argparse
-import os
 import statistics
 import sys
 from pathlib import Path
 
-from . import hub, registry, results
+from . import hub, placing, registry, results
 from .native_log import native_log_to
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,9 +97,7 @@ def _make(name, arguments):
     best = min(records, key=lambda seed: records[seed]["validation"]["nll"])
     path = _exported(_train(name, best, settings, arguments).model, arguments)
     card = path.parent / hub.CARD
-    partial = card.with_name(f".{card.name}.partial")
-    partial.write_text(_card(name, path, recipe, records, best))
-    os.replace(partial, card)
+    placing.write(card, _card(name, path, recipe, records, best))
     print(f"{path}: seed {best}")
 
 

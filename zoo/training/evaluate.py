@@ -19,10 +19,6 @@ OUTPUTS = ("probabilities", "member_probabilities")
 # How far probabilities may be from summing to 1: what half precision makes of them.
 TOLERANCE = 1e-2
 
-OUTPUTS = ("probabilities", "member_probabilities")
-# How far probabilities may be from summing to 1: what half precision makes of them.
-TOLERANCE = 1e-2
-
 
 def evaluate(
     model, dataset="digits", split="test", *, batch_size=256, num_bins=15, data_dir=None
@@ -105,46 +101,6 @@ def _predict(model):
     [(name, tensor)] = model.signature().inputs.items()
     dtype = tf.dtypes.as_dtype(tensor.dtype).as_numpy_dtype
     return lambda x: model.predict({name: x.astype(dtype)})
-
-
-def _check_outputs(outputs, data):
-    """Raises ValueError unless there are probabilities of the data set's classes."""
-    if missing := [name for name in OUTPUTS if name not in outputs]:
-        raise ValueError(
-            f"The SavedModel must have the outputs {', '.join(OUTPUTS)}. "
-            f"Received: {sorted(outputs)}, without {missing[0]}"
-        )
-    labels = data.features[data.supervised_keys[1]]
-    classes = getattr(labels, "num_classes", None)
-    for name in OUTPUTS:
-        probs = outputs[name]
-        if classes and probs.shape[-1] != classes:
-            raise ValueError(
-                f"The model must have as many classes as {data.full_name}, {classes}. "
-                f"Received: {name} with shape {tuple(probs.shape)}"
-            )
-        if _distance_from_probabilities(probs) > TOLERANCE:
-            raise ValueError(
-                f"The model's {name} must be at least 0 and sum to 1. Received: "
-                f"rows with sums from {probs.sum(-1).min():.4g} to "
-                f"{probs.sum(-1).max():.4g}, and the least value {probs.min():.4g}"
-            )
-
-
-def _check_logits(model, x):
-    """Raises ValueError if a Keras model gives probabilities for some inputs."""
-    if isinstance(model, keras.Model):
-        output = keras.ops.convert_to_numpy(model(x, training=False))
-        if _distance_from_probabilities(output) <= TOLERANCE:
-            raise ValueError(
-                "The model must end in logits, not in probabilities. Received: model "
-                f"{model.name!r}, whose outputs are at least 0 and sum to 1"
-            )
-
-
-def _distance_from_probabilities(rows):
-    """Returns how far a row is below 0 or its sum from 1; NaN if there is a NaN."""
-    return np.maximum(np.max(-rows), np.max(np.abs(np.sum(rows, axis=-1) - 1)))
 
 
 def _check_outputs(outputs, data):

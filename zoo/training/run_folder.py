@@ -23,6 +23,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from .. import placing
+
 SHOWN = 5  # differences between two configurations
 
 
@@ -121,7 +123,7 @@ class RunFolder:
         # A name that Keras takes for its format, and that is not yet the model's.
         partial = self.path / "partial.keras"
         model.save(partial)
-        os.replace(partial, self.model)
+        placing.place(partial, self.model)
         write_json(self.history, record)
         for path in (self.snapshots, self.backup):
             _remove(path)
@@ -188,7 +190,7 @@ class Snapshots(keras.callbacks.BackupAndRestore):
         )
         write_json(partial / "record.json", self.record)
         snapshot = self.folder.snapshots / f"epoch-{epoch + 1:06}"
-        os.rename(partial, snapshot)
+        placing.place(partial, snapshot)
         for old in self.folder.snapshots.iterdir():
             if old != snapshot:
                 _remove(old)
@@ -208,9 +210,7 @@ def _remove(folder):
 
 def write_json(path, value):
     """Writes a JSON file that is there whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=1) + "\n")
-    os.replace(partial, path)
+    placing.write(path, json.dumps(value, indent=1) + "\n")
 
 
 def read_config(path):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import keras
 from keras import ops
 
-from ..layers.ops.arguments import integer
+from ...layers.ops.arguments import integer
 from .conditional import change_if, eager_scope
 from .nesting import initial_value, momenta, nested, parts, rules, slots
 

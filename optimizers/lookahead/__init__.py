@@ -1,0 +1,1 @@
+"""Lookahead, and the callback that evaluates its slow weights."""
