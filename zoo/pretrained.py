@@ -247,7 +247,7 @@ def _card(name, path, recipe, records, best):
         _table(["", ""], settings.items()),
         "## Figures",
         "Means over seeds ± their standard deviation, and those of the seed that was\n"
-        f"exported. The test split was read once a seed. Written by `{COMMAND}`.",
+        f"exported. The test split was read once for each run. Written by `{COMMAND}`.",
         _table(header, figures),
         "## Signatures",
         _signatures(path),
