@@ -28,6 +28,7 @@ test: lint
 	@mkdir -p runs
 	@echo "pytest on TensorFlow, and on JAX into runs/test-jax.log"
 	@KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST) >runs/test-jax.log 2>&1 & jax=$$!; \
+	trap 'kill $$jax; exit 130' INT TERM; \
 	KERAS_BACKEND=tensorflow $(PY) -m pytest $(PYTEST); tensorflow=$$?; \
 	wait $$jax; jax=$$?; cat runs/test-jax.log; \
 	exit $$((tensorflow || jax))

@@ -14,6 +14,9 @@ import pytest
 
 import kzoo
 
+# The backends do not differ in it.
+pytestmark = pytest.mark.tensorflow
+
 ROOT = pathlib.Path(__file__).parents[1]
 # Folders of the root that are no part of the package.
 OUTSIDE = {"tests", "benchmarks", "docs", "runs", "saved_models", "build", "dist"}

@@ -486,6 +486,7 @@ def _read_inputs(path, servable):
         raise ValueError(f"Expected .npy, .npz or .json. Received: {str(path)!r}")
     text = path.read_bytes().strip()
     if text.startswith(b"["):  # the rows alone
+        json.loads(text)  # Nothing follows them.
         text = b'{"instances": %b}' % text
     return predict_json.read(*tensors.parse(text), servable)[:2]
 
@@ -582,7 +583,10 @@ def _print_table(header, rows):
     """Prints columns, aligned; numbers to the right."""
     lines = ([header] if header else []) + rows
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    numeric = [all(map(_is_number, column)) for column in zip(*rows, strict=True)]
+    first = 1 if header else 0
+    numeric = [
+        all(map(_is_number, column[first:])) for column in zip(*lines, strict=True)
+    ]
     for line in lines:
         cells = [
             cell.rjust(width) if right else cell.ljust(width)

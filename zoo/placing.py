@@ -105,7 +105,8 @@ def write(path, content):
         content: str or bytes.
     """
     path = Path(path)
-    partial = path.with_name(f".{path.name}.partial")
+    # A name of its own for each process that writes.
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     remove(partial)
     try:
         with open(partial, "xb") as file:

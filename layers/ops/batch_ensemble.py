@@ -4,6 +4,8 @@ Batches are member-major: of M * B rows the first B belong to member 0, the next
 to member 1, and so on (the order `tile` gives).
 """
 
+import math
+
 import keras
 from keras import ops
 
@@ -37,17 +39,18 @@ def batch_ensemble(linear, x, alpha, gamma, bias=None, axis=-1):
     *rank, members, _ = alpha.shape
     axis = axis % len(x.shape) - len(x.shape)  # From the end: axes may come before.
     x = _check_members(x, members)
+    rows, *inner = ops.shape(x)
     flat = _flatten(x, [], axis)
     # With rank K, K scaled copies of the batch lie one behind the other: [K * M * B].
     scaled = flat * _repeat(alpha, flat, axis)
-    y = linear(ops.reshape(scaled, (-1, *ops.shape(x)[1:])))
+    y = linear(ops.reshape(scaled, (math.prod(rank) * rows, *inner)))
     flat = _flatten(y, rank, axis)
     out = flat * _repeat(gamma, flat, axis)
     if rank:
         out = ops.sum(out, axis=0)
     if bias is not None:
         out = out + _repeat(bias, out, axis)
-    return ops.reshape(out, (-1, *ops.shape(y)[1:]))
+    return ops.reshape(out, (rows, *ops.shape(y)[1:]))
 
 
 def split_members(x, ensemble_size):

@@ -69,6 +69,9 @@ class Lookahead(keras.optimizers.Optimizer):
     that are set by hand between updates (`load_weights`) are fast weights, which the
     next sync averages with φ; before the first update, they are φ too.
 
+    On JAX a compiled update cannot be differentiated in reverse mode: whether a sync
+    is due is decided by a loop.
+
     φ and the momenta m' are kept in float32 for variables of half precision.
     Variables that their gradient overwrites (float8 scales) are not averaged. A
     variable's constraint is applied to φ at a sync. All state is in `variables`, so
@@ -330,7 +333,7 @@ class Lookahead(keras.optimizers.Optimizer):
         updated = ops.not_equal(rule.iterations, before)
         self._iterations.assign_add(ops.cast(updated, self._iterations.dtype))
         due = ops.equal(ops.mod(rule.iterations, self.sync_period), 0)
-        # A layer that was frozen since `build` has no part in the sync.
+        # The weights of a layer that was frozen since `build` have no part in the sync.
         frozen = {id(v) for v in self._trainable_variables}
         frozen -= {id(v) for v in trainable_variables}
         sync = [c for c in self._changes.sync if not frozen & {id(v) for v in c[0]}]
@@ -448,8 +451,12 @@ class Lookahead(keras.optimizers.Optimizer):
             return lambda: None
         updates = int(ops.convert_to_numpy(self._iterations))
         pairs = zip(self._trainable_variables, self._slow, strict=True)
-        # Before the first update θ is φ.
-        pairs = [(v, slow) for v, slow in pairs if slow is not None and updates]
+        # Before the first update θ is φ; φ of a layer that is frozen now is an old one.
+        pairs = [
+            (v, slow)
+            for v, slow in pairs
+            if slow is not None and updates and v.trainable
+        ]
         fast = [ops.copy(v) for v, _ in pairs]
         for variable, slow in pairs:
             self.assign(variable, ops.copy(slow))

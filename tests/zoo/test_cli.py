@@ -327,6 +327,7 @@ def test_json_means_what_it_means_to_a_server(tmp_path):
         ("a.json", '["a"]', "not of expected type: DT_FLOAT"),
         ("a.json", "[1, 2]", "expects shape"),
         ("a.json", "{", "Expecting"),
+        ("a.json", '[1], "signature_name": "x"', "Extra data"),
         ("a.npz", "", "(?i)pickle|magic|cannot|no data"),
         ("a.npy", "no array", "(?i)pickle|magic|cannot"),
         ("a.txt", "", "Expected .npy, .npz or .json"),
@@ -340,6 +341,11 @@ def test_predict_refuses_other_input(file, content, message, here, capsys, tmp_p
     assert (code, out) == (1, "")
     assert err.count("\n") == 1 and re.search(message, err), err
     assert "Error: " not in err and "INVALID_ARGUMENT" not in err
+
+
+def test_a_table_without_rows_is_its_header(capsys):
+    cli._print_table(["label", "p"], [])
+    assert capsys.readouterr().out == "label  p\n"
 
 
 def test_download_from_a_mirror_then_predict_by_name(here, capsys, tmp_path):

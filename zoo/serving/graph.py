@@ -176,6 +176,10 @@ def read(path):
     from tensorflow.core.protobuf import saved_model_pb2
 
     file = Path(path) / "saved_model.pb"
+    # Reading a pipe or a device would never end.
+    for entry in Path(path).rglob("*"):
+        if entry.exists() and not (entry.is_file() or entry.is_dir()):
+            raise ValueError(f"Expected files and folders. Received: {str(entry)!r}")
     try:
         saved_model = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     except (OSError, DecodeError) as error:

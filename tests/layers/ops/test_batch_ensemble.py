@@ -201,6 +201,13 @@ def test_rows_known_only_at_run_time():
         xla(normal(7, 3, IN))  # though 7 * 3 is divisible by 3
 
 
+def test_empty_positions():
+    alpha, gamma, bias = fast_weights()
+    x = np.zeros((M * B, 0, IN), "float32")
+    y = batch_ensemble(lambda x: x[..., :OUT], x, alpha, gamma, bias)
+    assert tuple(y.shape) == (M * B, 0, OUT)
+
+
 def test_empty_batch():
     alpha, gamma, bias = fast_weights()
     x = np.zeros((0, IN), "float32")

@@ -1,5 +1,7 @@
 """The check of a SavedModel's operations."""
 
+import os
+
 import pytest
 import tensorflow as tf
 from tensorflow.python.framework import op_def_registry
@@ -156,6 +158,15 @@ def test_what_is_not_a_saved_model_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "saved_model.pb").write_bytes(content)
     with pytest.raises(ValueError, match="Received"):
+        graph.read(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["saved_model.pb", "variables"])
+def test_what_reading_would_never_end_is_refused(tmp_path, name):
+    (tmp_path / "saved_model.pb").write_bytes(b"")
+    (tmp_path / name).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=f"Expected files and folders.*{name}"):
         graph.read(tmp_path)
 
 
