@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -52,6 +53,10 @@ class RootIsAFolder:
 
 
 def pytest_configure(config):
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell's background job, as `make test` starts one, is deaf to Ctrl-C; the
+        # tests of interruptions, and the processes they start, must not be.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.pluginmanager.register(RootIsAFolder)
     if os.environ.get("CI"):
         config.pluginmanager.register(StrictSkips(HERE / "allowed_skips.txt"))

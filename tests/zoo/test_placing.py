@@ -42,7 +42,8 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, error):
 
 def test_a_write_does_not_go_through_a_link_nor_stops_at_a_leftover(tmp_path):
     (tmp_path / "other").write_text("other")
-    (tmp_path / ".file.partial").symlink_to(tmp_path / "other")
+    # As a process of the same number left it.
+    (tmp_path / f".file.{os.getpid()}.partial").symlink_to(tmp_path / "other")
     placing.write(tmp_path / "file", "new")
     assert (tmp_path / "other").read_text() == "other"
     assert (tmp_path / "file").read_text() == "new"
