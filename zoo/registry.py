@@ -154,7 +154,7 @@ def info(name):
     raise ValueError(f"No model has this name. Expected {hint}? Received: {name!r}")
 
 
-def build(name, **overrides):
+def build(name, /, **overrides):
     """Builds a registered model, with fresh weights.
 
     Args:

@@ -38,6 +38,7 @@ def test_register_list_info_build(models):
     assert registry.list_models("*nothing*") == []
     assert {"tiny_digits", "resnet8_digits"} <= set(registry.list_models())
     assert registry.list_models() == sorted(registry.list_models())
+    assert registry.build("resnet8_digits", name="mine", width=1).name == "mine"
     found = registry.info("tiny_digits")
     assert (found.name, found.entry_point, found.task) == (
         "tiny_digits",

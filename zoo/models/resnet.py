@@ -65,8 +65,8 @@ def resnet(
         log-probabilities, for a member-major batch.
 
     Raises:
-        ValueError: If `depth` is not 6n + 2, or `ensemble_size` no integer of at
-            least 1.
+        ValueError: If `depth` is not 6n + 2, or `width` or `ensemble_size` no
+            integer of at least 1.
 
     Example:
 
@@ -81,6 +81,7 @@ def resnet(
             f"Received: depth={depth}"
         )
     layers = keras.layers
+    width = integer("width", width)
     ensemble_size = integer("ensemble_size", ensemble_size)
     penalty = keras.regularizers.L2(l2) if l2 else None
 

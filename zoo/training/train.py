@@ -1,6 +1,7 @@
 """Training by plain `compile` and `fit`, resumable, from a data set's name."""
 
 import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -264,6 +265,11 @@ def _cosine(learning_rate, steps):
     """Returns the schedule for a peak learning rate."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         return learning_rate
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(
+            "`learning_rate` must be a positive, finite number or a schedule. "
+            f"Received: learning_rate={learning_rate!r}"
+        )
     warmup = int(WARMUP * steps)
     return keras.optimizers.schedules.CosineDecay(
         0.0 if warmup else learning_rate,

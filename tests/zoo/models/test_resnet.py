@@ -83,10 +83,11 @@ def test_depth_counts_layers_with_weights(depth, convolutions):
     assert len(layers) == convolutions
 
 
-@pytest.mark.parametrize("size", [0, -1, 2.0, True])
-def test_no_number_of_members_is_refused(size):
-    with pytest.raises(ValueError, match="Received: ensemble_size="):
-        resnet((8, 8, 1), classes=10, depth=8, ensemble_size=size)
+@pytest.mark.parametrize("name", ["ensemble_size", "width"])
+@pytest.mark.parametrize("size", [0, -1, 2.0, True, "4"])
+def test_no_number_of_members_or_channels_is_refused(name, size):
+    with pytest.raises(ValueError, match=f"Received: {name}="):
+        resnet((8, 8, 1), classes=10, depth=8, **{name: size})
 
 
 @pytest.mark.parametrize("depth", [2, 7, 9, 18, -4])

@@ -430,6 +430,9 @@ def test_two_processes_cannot_train_in_one_folder(run):
         ({"train_split": "dev"}, "dev"),
         ({"validation_split": "dev"}, "dev"),
         ({"optimizer": keras.optimizers.SGD(), "learning_rate": 1.0}, "Received"),
+        ({"learning_rate": 0.0}, "Received: learning_rate=0.0"),
+        ({"learning_rate": float("nan")}, "Received: learning_rate=nan"),
+        ({"learning_rate": float("inf")}, "Received: learning_rate=inf"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_is_written(
