@@ -45,7 +45,13 @@ SHARED = [
     {"max_shift": 0},
     {"epochs": 80},
     {"epochs": 160},
+    {"epochs": 240},
     {"learning_rate": 1e-3},
+    {"learning_rate": 1e-2, "epochs": 160},
+]
+OF_ONE = [
+    {"epochs": 320},
+    {"epochs": 320, "learning_rate": 1e-2},
 ]
 OF_MEMBERS = [
     {"fast_weights": -0.5},
@@ -53,10 +59,20 @@ OF_MEMBERS = [
     {"members": "split", "epochs": 80},
     {"members": "split", "epochs": 160},
     {"members": "split", "epochs": 160, "fast_weights": -0.5},
+    {"members": "split", "epochs": 320, "fast_weights": -0.5},
+    {
+        "members": "split",
+        "epochs": 320,
+        "fast_weights": -0.5,
+        "learning_rate": 1e-2,
+    },
+    {"epochs": 160, "fast_weights": -0.25},
     {"epochs": 160, "fast_weights": -0.5},
+    {"epochs": 160, "fast_weights": -0.5, "learning_rate": 1e-2},
+    {"epochs": 240, "fast_weights": -0.5},
 ]
 CANDIDATES = {
-    SINGLE: SHARED,
+    SINGLE: SHARED + OF_ONE,
     ENSEMBLE: [
         {"members": "tile", "fast_weights": -0.1, **x} for x in SHARED + OF_MEMBERS
     ],

@@ -20,7 +20,8 @@ ROOT = Path(__file__).resolve().parent.parent
 COMMAND = "python -m kzoo.zoo.pretrained"
 MODELS = ("resnet8_digits", "resnet8_batch_ensemble_digits")
 VERSION = 1
-SEEDS = (0, 1, 2)
+# Earlier recipes have read the test split with seeds 0 to 2.
+SEEDS = (3, 4, 5)
 TOLERANCE = 1e-5
 FIGURES = {
     "accuracy": "accuracy",
