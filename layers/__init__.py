@@ -9,3 +9,34 @@ from .batch_ensemble.conv2d import Conv2DBatchEnsemble
 from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
 from .batch_ensemble.members import AverageMembers, TileMembers
+from .variational.conv import (
+    Conv1DFlipout,
+    Conv1DLocalReparameterization,
+    Conv1DReparameterization,
+    Conv2DFlipout,
+    Conv2DLocalReparameterization,
+    Conv2DReparameterization,
+    Conv3DFlipout,
+    Conv3DLocalReparameterization,
+    Conv3DReparameterization,
+)
+from .variational.conversion import from_bayesian, to_bayesian
+from .variational.dense import (
+    DenseFlipout,
+    DenseLocalReparameterization,
+    DenseReparameterization,
+)
+from .variational.distributions import (
+    MeanFieldNormal,
+    NormalPrior,
+    ScaleMixturePrior,
+    kl_divergence,
+    sampled_kl_divergence,
+)
+from .variational.divergence import DivergenceAnnealing, scale_divergence
+from .variational.einsum_dense import (
+    EinsumDenseFlipout,
+    EinsumDenseLocalReparameterization,
+    EinsumDenseReparameterization,
+)
+from .variational.prediction import PosteriorMean, PosteriorSamples

@@ -11,7 +11,9 @@ from harness.fresh import record_export
 from kzoo.layers import (
     AverageMembers,
     Conv2DBatchEnsemble,
+    Conv2DFlipout,
     DenseBatchEnsemble,
+    DenseFlipout,
     TileMembers,
     batch_ensemble_initializer,
 )
@@ -34,7 +36,7 @@ OPTIMIZERS = {
 }
 INNER_STATES = ("maintain", "reset", "pullback")
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
-MODELS = ("dense", "conv")
+MODELS = ("dense", "conv", "flipout")
 JIT = (True, False)
 MEMBERS = 2
 
@@ -48,7 +50,7 @@ def pytest_generate_tests(metafunc):
         # Every optimizer once; every pair of the other choices somewhere.
         others = list(itertools.product(INNER_STATES, POLICIES))
         cases = [
-            (name, *others[i % len(others)], MODELS[i % 2], JIT[i // 2 % 2])
+            (name, *others[i % len(others)], MODELS[i % 3], JIT[i // 2 % 2])
             for i, name in enumerate(OPTIMIZERS)
         ]
     parameters = [
@@ -75,11 +77,16 @@ def ensemble(kind, policy):
     }
     image = keras.Input((4, 4, 2), name="image")
     x = TileMembers(MEMBERS, dtype=policy)(image)
+    options = {"dtype": policy, "num_examples": 24, "seed": 1}
+    if kind == "flipout":
+        x = Conv2DFlipout(4, 3, activation="relu", **options)(x)
     if kind == "conv":
         x = Conv2DBatchEnsemble(4, 3, activation="relu", **method)(x)
         x = keras.layers.GlobalAveragePooling2D(dtype=policy)(x)
     else:
         x = keras.layers.Flatten(dtype=policy)(x)
+        if kind == "flipout":
+            x = DenseFlipout(8, activation="relu", **options)(x)
         x = DenseBatchEnsemble(8, activation="relu", **method)(x)
     x = DenseBatchEnsemble(3, **method)(x)
     return keras.Model(image, AverageMembers(MEMBERS, dtype=policy)(x), name="ensemble")

@@ -39,7 +39,9 @@ INDEXES = {
     "zoo/metrics": kzoo.zoo.metrics,
 }
 # The kinds of components, with the harness's check of each.
+# (A model around another one is not built from arguments alone: it has its own tests.)
 KINDS = {
+    keras.Model: ("model", None),
     keras.layers.Layer: ("layer", "check_layer"),
     keras.optimizers.Optimizer: ("optimizer", "check_optimizer"),
     keras.metrics.Metric: ("metric", "check_metric"),

@@ -5,6 +5,7 @@ from keras import ops
 
 from ..ops.arguments import integer
 from ..ops.batch_ensemble import batch_ensemble, check_rows
+from ..ops.random import own_initializer
 
 
 class BatchEnsembleLayer(keras.layers.Layer):
@@ -36,9 +37,9 @@ class BatchEnsembleLayer(keras.layers.Layer):
         self.ensemble_size = integer("ensemble_size", ensemble_size)
         self.activation = keras.activations.get(activation)
         self.use_bias = use_bias
-        self.alpha_initializer = _own(alpha_initializer)
-        self.gamma_initializer = _own(gamma_initializer)
-        self.bias_initializer = _own(bias_initializer)
+        self.alpha_initializer = own_initializer(alpha_initializer)
+        self.gamma_initializer = own_initializer(gamma_initializer)
+        self.bias_initializer = own_initializer(bias_initializer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.bias_constraint = keras.constraints.get(bias_constraint)
 
@@ -109,15 +110,3 @@ class BatchEnsembleLayer(keras.layers.Layer):
         """Returns these arguments as the shared layer's config has them."""
         config = self.shared.get_config()
         return {name: config[name] for name in names}
-
-
-def _own(initializer):
-    """Returns an initializer that no other weight uses.
-
-    Without a seed a Keras initializer draws one when it is made, and then gives the
-    same numbers each time: given to alpha and to gamma, it would make r and s equal.
-    """
-    initializer = keras.initializers.get(initializer)
-    if isinstance(initializer, keras.initializers.Initializer):
-        return initializer.clone()
-    return initializer

@@ -1,6 +1,6 @@
 """Random draws that do not change when a function is compiled.
 
-Each function takes the shape, the seed and the dtype of what it draws. A seed is
+What draws takes the shape, the seed and the dtype of what it draws. A seed is
 
 - a `keras.random.SeedGenerator`, which advances: each draw is a new one;
 - an integer or a pair of integers (a tensor of shape `[2]`, such as a
@@ -133,6 +133,73 @@ def bernoulli(shape, seed, probability=0.5, dtype=None):
     return ops.cast(draws, _dtype(dtype))
 
 
+def own_initializer(initializer):
+    """Returns an initializer that no other weight uses.
+
+    Without a seed a Keras initializer draws one when it is made, and then gives the
+    same numbers each time: given to two weights, it would make them equal.
+
+    Args:
+        initializer: Anything that `keras.initializers.get` takes.
+
+    Returns:
+        Initializer, with a seed of its own unless it was given one.
+    """
+    initializer = keras.initializers.get(initializer)
+    if isinstance(initializer, keras.initializers.Initializer):
+        return initializer.clone()
+    return initializer
+
+
+def seed_pair(seed):
+    """Returns a seed as two integers, advancing a SeedGenerator.
+
+    Under a `tf.distribute` strategy each replica gets a pair of its own, as its rows
+    are not those of the others.
+
+    Args:
+        seed: SeedGenerator, `Draws`, integer, or tensor of two integers.
+
+    Returns:
+        Pair of integers, each of 32 bits.
+
+    Raises:
+        ValueError: If it is none of these.
+    """
+    if isinstance(seed, keras.random.SeedGenerator):
+        return _of_replica(seed.next())
+    if isinstance(seed, Draws):
+        return seed.next()
+    if is_integer(seed):
+        # Like a new SeedGenerator(seed)'s first pair, which is (seed, 0).
+        return np.array([seed & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF], "uint32")
+    if ops.is_tensor(seed) or isinstance(seed, (np.ndarray, list, tuple)):
+        if tuple(np.shape(seed)) == (2,):
+            return seed
+    raise ValueError(
+        "`seed` must be a keras.random.SeedGenerator, an integer, or a tensor of two "
+        f"integers. Received: seed={seed!r}"
+    )
+
+
+class Draws:
+    """Seeds of many draws from one: a SeedGenerator that keeps no state.
+
+    Args:
+        seed: Pair of integers or a tensor of two, as `seed_pair` returns.
+    """
+
+    def __init__(self, seed):
+        self.seed, self.count = ops.cast(seed, "uint32"), 0
+
+    def next(self):
+        """Returns the next seed, a pair."""
+        # Far from the pairs of a SeedGenerator, which count the second number by one.
+        step = np.array([0, 0x9E3779B9 * self.count % 2**32], "uint32")
+        self.count += 1
+        return ops.bitwise_xor(self.seed, step)
+
+
 def _central_normal(shape, seed, dtype, probability):
     """Draws from the part of the standard normal that holds the probability."""
     dtype = _float_dtype(dtype)
@@ -156,7 +223,7 @@ def _integers(shape, seed, bits, dtype):
 
 def _words(shape, seed):
     """Draws uniform 32-bit words."""
-    shape, seed = _check_shape(shape), _pair(seed)
+    shape, seed = _check_shape(shape), seed_pair(seed)
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
@@ -175,20 +242,17 @@ def _words(shape, seed):
     return jax.random.bits(key, shape, "uint32")
 
 
-def _pair(seed):
-    """Returns a seed as two integers, advancing a SeedGenerator."""
-    if isinstance(seed, keras.random.SeedGenerator):
-        return seed.next()
-    if is_integer(seed):
-        # Like a new SeedGenerator(seed)'s first pair, which is (seed, 0).
-        return np.array([seed & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF], "uint32")
-    if ops.is_tensor(seed) or isinstance(seed, (np.ndarray, list, tuple)):
-        if tuple(np.shape(seed)) == (2,):
-            return seed
-    raise ValueError(
-        "`seed` must be a keras.random.SeedGenerator, an integer, or a tensor of two "
-        f"integers. Received: seed={seed!r}"
-    )
+def _of_replica(pair):
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            # Steps of the golden ratio of 2^32 keep the replicas' keys apart.
+            replica = tf.cast(context.replica_id_in_sync_group, "int64")
+            key = tf.cast(pair[0], "int64") + replica * 0x9E3779B9
+            return tf.stack([tf.cast(key % 2**32, pair.dtype), pair[1]])
+    return pair
 
 
 def _check_shape(shape):

@@ -6,6 +6,15 @@ import re
 from .check import Check
 
 SECTIONS = {
+    # Of a model around another one, which has no paper.
+    "model": (
+        "Args",
+        "Call arguments",
+        "Input shape",
+        "Output shape",
+        "Raises",
+        "Example",
+    ),
     "layer": (
         "Args",
         "Call arguments",

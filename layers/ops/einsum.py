@@ -1,0 +1,78 @@
+"""The shapes of a dense product that is written as an Einstein summation."""
+
+import re
+import string
+
+
+def einsum_shapes(equation, input_shape, output_shape):
+    """Finds the kernel's and the output's shapes of `input,kernel->output`.
+
+    Args:
+        equation: Such as `"abc,cd->abd"`. Dots stand for any axes that input and
+            output have in common: `"...x,xy->...y"`.
+        input_shape: Shape with the batch axis; sizes may be None.
+        output_shape: Sizes of the output's axes but the first and those that dots
+            stand for: an integer or a tuple. None takes a size from the input.
+
+    Returns:
+        The equation without dots, the kernel's shape, the output's shape.
+
+    Raises:
+        ValueError: If the equation is none, or does not fit the shapes.
+
+    Example:
+
+    >>> from kzoo.layers.ops.einsum import einsum_shapes
+    >>> einsum_shapes("...x,xyz->...yz", (None, 7, 5), (2, 3))
+    ('abx,xyz->abyz', (5, 2, 3), (None, 7, 2, 3))
+    """
+    if isinstance(output_shape, int):
+        output_shape = (output_shape,)
+    input_shape, output_shape = tuple(input_shape), tuple(output_shape)
+    matched = re.fullmatch(
+        r"([a-zA-Z]*(?:\.{3})?[a-zA-Z]*),([a-zA-Z]+)->([a-zA-Z]*(?:\.{3})?[a-zA-Z]*)",
+        equation.replace(" ", ""),
+    )
+    if not matched:
+        raise ValueError(
+            "expected `equation` to be 'input,kernel->output', each a word of letters. "
+            f"Received: equation={equation!r}"
+        )
+    inputs, kernel, outputs = matched.groups()
+    given = f"Received: equation={equation!r}, inputs of shape {input_shape}, "
+    given += f"output_shape={output_shape}"
+    hidden = len(input_shape) - len(inputs.replace("...", ""))
+    if ("..." in inputs) != ("..." in outputs) or (hidden and "..." not in inputs):
+        raise ValueError(
+            f"expected an equation whose dots stand for the same axes twice. {given}"
+        )
+    free = [x for x in string.ascii_letters if x not in inputs + kernel + outputs]
+    dots = "".join(free[: max(hidden, 0)])
+    # The sizes that `output_shape` gives: not those of the batch and of the dots.
+    named = outputs.replace("...", "")
+    if not outputs.startswith("..."):
+        named = named[1:]
+    inputs, outputs = inputs.replace("...", dots), outputs.replace("...", dots)
+    repeated = any(len(set(word)) < len(word) for word in (inputs, kernel, outputs))
+    if repeated or len(input_shape) != len(inputs) or len(output_shape) != len(named):
+        raise ValueError(f"expected an equation that fits the shapes. {given}")
+    sizes = dict(zip(inputs, input_shape, strict=True))
+    for axis, size in zip(named, output_shape, strict=True):
+        if size is not None and sizes.get(axis) not in (None, size):
+            raise ValueError(
+                f"expected the axis {axis!r} to have one size in input and output. "
+                f"{given}"
+            )
+        sizes[axis] = sizes.get(axis) if size is None else size
+    unknown = [x for x in kernel if sizes.get(x) is None]
+    unknown += [x for x in outputs if x not in sizes]
+    if unknown:
+        raise ValueError(
+            f"expected the sizes of the axes {unknown} to follow from the shapes. "
+            f"{given}"
+        )
+    return (
+        f"{inputs},{kernel}->{outputs}",
+        tuple(sizes[x] for x in kernel),
+        tuple(sizes[x] for x in outputs),
+    )

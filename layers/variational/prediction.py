@@ -1,0 +1,148 @@
+"""Models that predict by the mean or by samples of another model's posteriors."""
+
+import keras
+
+from ..ops.arguments import integer
+from .base import variational_layers
+from .mode import at_posterior_mean, at_posterior_samples
+
+
+class _Predictor(keras.Model):
+    """A model that calls another one, whose weights are its own."""
+
+    def __init__(self, model, **kwargs):
+        variational_layers(model)  # Or it raises.
+        super().__init__(**kwargs)
+        self.model = model
+
+    def _build_if_known(self):
+        """Builds, if the model's inputs are known: exports need that."""
+        if isinstance(self.model, keras.Sequential) and self.model.inputs:
+            self(self.model.inputs[0])
+        elif getattr(self.model, "inputs", None):
+            self(self.model.input)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        model = keras.saving.serialize_keras_object(self.model)
+        return {"name": self.name, "model": model}
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a model from what `get_config` returns."""
+        model = keras.saving.deserialize_keras_object(config["model"])
+        return cls(**{**config, "model": model})
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class PosteriorMean(_Predictor):
+    """A Bayesian model as it is with its posteriors' means: nothing is drawn.
+
+    A model like any other: `predict`, `evaluate` and Keras's `export` work. It shares
+    its weights with the model that it is made from, and follows its training; train
+    that one, not this.
+
+    Args:
+        model: A `keras.Model` with variational layers.
+        **kwargs: `keras.Model`'s arguments, such as `name`.
+
+    Call arguments:
+        inputs: As the model's.
+
+    Input shape:
+        The model's.
+
+    Output shape:
+        The model's.
+
+    Raises:
+        ValueError: If the model has no variational layers.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from kzoo.layers import DenseFlipout, PosteriorMean
+    >>> model = keras.Sequential([keras.Input((5,)), DenseFlipout(3)])
+    >>> x = np.ones((2, 5), "float32")
+    >>> y = PosteriorMean(model).predict(x, verbose=0)
+    >>> bool((y[0] == y[1]).all())
+    True
+    """
+
+    def __init__(self, model, **kwargs):
+        super().__init__(model, **kwargs)
+        self._build_if_known()
+
+    def call(self, inputs):
+        """Returns the model's outputs at the posterior mean."""
+        return at_posterior_mean(self.model, inputs, training=False)
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class PosteriorSamples(_Predictor):
+    """K models drawn from a Bayesian model's posteriors, in one compiled call.
+
+    Draws K weights of every variational layer, whatever its estimator, so that sample
+    k is one function for all rows of a batch, independent of the other samples; a
+    layer that is used twice has the same weights both times. With an integer `seed` it
+    is the same function for all batches and calls. All layers see each row K times,
+    one copy after the other: the model may repeat its batch, as an ensemble does, but
+    not merge the batch's axis with one that comes after it. (On TensorFlow,
+    convolutions run sample by sample, in a loop inside of the call.)
+
+    A model like any other: `predict`, `evaluate` and Keras's `export` work. It shares
+    its weights with the model that it is made from, and follows its training; train
+    that one, not this.
+
+    Args:
+        model: A `keras.Model` with variational layers.
+        samples: K.
+        seed: Integer; or None for new weights at each batch.
+        **kwargs: `keras.Model`'s arguments, such as `name`.
+
+    Call arguments:
+        inputs: As the model's.
+
+    Input shape:
+        The model's.
+
+    Output shape:
+        The model's, with an axis of K after the batch's.
+
+    Raises:
+        ValueError: If the model has no variational layers, or `samples` is no integer
+            of at least 1.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from kzoo.layers import DenseFlipout, PosteriorSamples
+    >>> model = keras.Sequential([keras.Input((5,)), DenseFlipout(3)])
+    >>> x = np.ones((2, 5), "float32")
+    >>> y = PosteriorSamples(model, 16, seed=0).predict(x, verbose=0)
+    >>> y.shape
+    (2, 16, 3)
+    >>> mean, stddev = y.mean(axis=1), y.std(axis=1)
+    """
+
+    def __init__(self, model, samples, seed=None, **kwargs):
+        super().__init__(model, **kwargs)
+        self.samples = integer("samples", samples)
+        self.seed = seed
+        self.seed_generator = keras.random.SeedGenerator(seed)
+        self._build_if_known()
+
+    def call(self, inputs):
+        """Returns the outputs of the K models."""
+        seed = self.seed_generator if self.seed is None else self.seed
+
+        def predict(inputs):
+            return self.model(inputs, training=False)
+
+        return at_posterior_samples(predict, inputs, self.samples, seed)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "samples": self.samples, "seed": self.seed}

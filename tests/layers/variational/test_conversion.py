@@ -1,0 +1,185 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kzoo.layers import (
+    Conv2DFlipout,
+    Conv2DReparameterization,
+    DenseFlipout,
+    DenseLocalReparameterization,
+    DenseReparameterization,
+    EinsumDenseFlipout,
+    PosteriorMean,
+    from_bayesian,
+    to_bayesian,
+)
+from kzoo.zoo import build
+
+rng = np.random.default_rng(0)
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(tensor).astype("float64")
+
+
+def plain():
+    """Convolutions, a shared layer, a nested model, two outputs."""
+    image, row = keras.Input((6, 6, 3), name="image"), keras.Input((4,), name="row")
+    x = keras.layers.Conv2D(4, 3, strides=2, activation="relu", name="conv")(image)
+    x = keras.layers.BatchNormalization()(x)
+    inner = keras.Sequential(
+        [
+            keras.Input((2, 2, 4)),
+            keras.layers.Conv2D(4, 2, padding="same", groups=2, use_bias=False),
+            keras.layers.Flatten(),
+            keras.layers.Dense(4, "tanh"),
+        ],
+        name="inner",
+    )
+    shared = keras.layers.Dense(4, kernel_regularizer="l2", name="shared")
+    x = keras.layers.Add()([shared(inner(x)), shared(row)])
+    y = keras.layers.Reshape((2, 2))(x)
+    y = keras.layers.EinsumDense("abc,cd->abd", (None, 3), bias_axes="d")(y)
+    head = keras.layers.Dense(2, name="head")
+    head.trainable = False
+    model = keras.Model({"image": image, "row": row}, [y, head(x)])
+    model.set_weights([rng.uniform(0.1, 1, size=w.shape) for w in model.get_weights()])
+    return model
+
+
+INPUTS = {
+    "image": rng.normal(size=(3, 6, 6, 3)).astype("float32"),
+    "row": rng.normal(size=(3, 4)).astype("float32"),
+}
+
+
+@pytest.mark.parametrize(
+    "method, dense",
+    [
+        ("flipout", DenseFlipout),
+        ("reparameterization", DenseReparameterization),
+        ("local_reparameterization", DenseLocalReparameterization),
+    ],
+)
+def test_the_twin_is_the_plain_model_at_its_mean(method, dense):
+    model = plain()
+    twin = to_bayesian(model, method, num_examples=7, seed=1)
+    for ours, theirs in zip(
+        PosteriorMean(twin)(INPUTS), model(INPUTS, training=False), strict=True
+    ):
+        np.testing.assert_allclose(numpy(ours), numpy(theirs), 1e-5, 1e-5)
+    assert type(twin.get_layer("shared")) is dense
+    assert type(twin.get_layer("inner").layers[-1]) is dense
+    assert twin.get_layer("shared").num_examples == 7
+    assert not twin.get_layer("head").trainable
+    assert twin.get_layer("inner").layers[0].bias is None
+    assert len(twin.get_layer("shared")._inbound_nodes) == 2
+    names = [layer.name for layer in model._flatten_layers()]
+    assert [layer.name for layer in twin._flatten_layers()] == names
+    seeds = [
+        x.seed for x in twin._flatten_layers() if getattr(x, "seed", None) is not None
+    ]
+    assert len(seeds) == len(set(seeds)) == 6
+    # It draws, and what is drawn is seeded.
+    again = to_bayesian(model, method, num_examples=7, seed=1)
+    first, second = (numpy(m(INPUTS)[0]) for m in (twin, again))
+    np.testing.assert_allclose(first, second, 1e-5, 1e-5)
+    assert not np.allclose(first, numpy(model(INPUTS)[0]))
+
+
+def test_scales():
+    model = plain()
+    kernel = numpy(model.get_layer("shared").kernel)
+    twin = to_bayesian(model, stddev=0.25)
+    found = numpy(twin.get_layer("shared").kernel_posterior.stddev())
+    np.testing.assert_allclose(found, 0.25, rtol=1e-5)
+    twin = to_bayesian(model, relative_stddev=0.1)
+    found = numpy(twin.get_layer("shared").kernel_posterior.stddev())
+    np.testing.assert_allclose(found, 0.1 * np.abs(kernel), rtol=1e-4)
+
+
+def test_a_weight_of_zero_has_a_finite_scale():
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2, kernel_initializer="zeros")]
+    )
+    twin = to_bayesian(model, relative_stddev=0.1)
+    assert all(np.isfinite(w).all() for w in twin.get_weights())
+    assert float(numpy(twin.layers[0].kernel_posterior.stddev()).max()) < 1e-6
+
+
+def test_regularizers_go_over_and_the_divergence_is_added():
+    model = plain()
+    twin = to_bayesian(model, num_examples=7)
+    layer = twin.get_layer("shared")
+    kernel = numpy(model.get_layer("shared").kernel)
+    expected = 0.01 * (kernel**2).sum() + numpy(layer.kernel.divergence()) / 7
+    np.testing.assert_allclose(numpy(sum(layer.losses)), expected, rtol=1e-5)
+
+
+def test_there_and_back():
+    model = plain()
+    back = from_bayesian(to_bayesian(model))
+    for layer, other in zip(
+        model._flatten_layers(), back._flatten_layers(), strict=True
+    ):
+        assert type(layer) is type(other) and layer.trainable == other.trainable
+    for ours, theirs in zip(back.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    losses = [numpy(sum(m.losses)) for m in (back, model)]
+    np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_model_of_the_zoo_trains_saves_and_loads(tmp_path):
+    model = build("resnet8_digits", width=4)
+    twin = to_bayesian(model, num_examples=8, relative_stddev=0.1, seed=0)
+    assert isinstance(twin.get_layer("stem_conv"), Conv2DFlipout)
+    x = rng.integers(0, 17, size=(8, 8, 8, 1)).astype("float32")
+    np.testing.assert_allclose(
+        numpy(PosteriorMean(twin)(x)), numpy(model(x, training=False)), 1e-4, 1e-4
+    )
+    twin.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    twin.fit(x, np.arange(8), epochs=2, verbose=0)
+    twin.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(
+        numpy(PosteriorMean(loaded)(x)), numpy(PosteriorMean(twin)(x)), 1e-5, 1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "kwargs, message",
+    [
+        ({"method": "dropout"}, "method='dropout'"),
+        ({"stddev": 0}, "Received: stddev=0"),
+        ({"stddev": "a"}, "Received: stddev='a'"),
+        ({"relative_stddev": -1}, "relative_stddev=-1"),
+        ({"stddev": 0.1, "relative_stddev": 0.1}, "stddev=0.1, relative_stddev=0.1"),
+        ({"seed": "x"}, "seed='x'"),
+    ],
+)
+def test_refuses_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        to_bayesian(plain(), **kwargs)
+
+
+def test_refuses_models():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(ValueError, match="Received: Own"):
+        to_bayesian(Own())
+    without = keras.Sequential([keras.Input((3,)), keras.layers.ReLU()], name="relu")
+    with pytest.raises(ValueError, match="Received: relu, with"):
+        to_bayesian(without)
+    with pytest.raises(ValueError, match="distributions over their weights"):
+        from_bayesian(without)
+
+
+def test_every_kind_has_its_counterparts():
+    model = plain()
+    twin = to_bayesian(model, "reparameterization")
+    assert type(twin.get_layer("conv")) is Conv2DReparameterization
+    assert any(isinstance(x, EinsumDenseFlipout) for x in to_bayesian(model).layers)

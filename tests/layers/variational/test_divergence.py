@@ -1,0 +1,72 @@
+import keras
+import numpy as np
+import pytest
+
+from kzoo.layers import DenseFlipout, DivergenceAnnealing, scale_divergence
+from kzoo.layers.variational.divergence import variational_layers
+
+X, Y = np.ones((8, 3), "float32"), np.zeros((8, 1), "float32")
+
+
+def model(**kwargs):
+    inner = keras.Sequential([keras.Input((3,)), DenseFlipout(2, **kwargs)])
+    layers = [keras.Input((3,)), inner, DenseFlipout(1, **kwargs)]
+    return keras.Sequential(layers)
+
+
+def test_one_call_scales_every_layer():
+    plain = model()
+    before = [float(loss) for loss in plain.losses]
+    scale_divergence(plain, 50)
+    np.testing.assert_allclose(plain.losses, np.divide(before, 50), rtol=1e-6)
+    assert [layer.num_examples for layer in variational_layers(plain)] == [50, 50]
+    clone = keras.models.clone_model(plain)
+    scales = [layer.divergence_scale() for layer in variational_layers(clone)]
+    np.testing.assert_allclose(scales, [0.02, 0.02])
+
+
+@pytest.mark.parametrize(
+    "schedule, expected",
+    [(4, [0.25, 0.5, 0.75, 1, 1]), (lambda t: 2.0**-t, [1, 0.5, 0.25, 0.125, 0.0625])],
+)
+def test_beta_of_every_epoch_reaches_the_loss(schedule, expected):
+    trained = model(num_examples=8)
+    trained.compile(keras.optimizers.SGD(0.0), "mse", metrics=["mse"])
+    parts = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            parts.append(logs["loss"] - logs["mse"])
+
+    full = float(sum(trained.losses))
+    callbacks = [DivergenceAnnealing(schedule), Watch()]
+    trained.fit(X, Y, epochs=5, callbacks=callbacks, verbose=0)
+    np.testing.assert_allclose(parts, np.multiply(expected, full), rtol=1e-3)
+
+
+@pytest.mark.parametrize("number", [0, -1, float("nan")])
+def test_refuses_numbers(number):
+    with pytest.raises(ValueError, match="num_examples"):
+        scale_divergence(model(), number)
+
+
+def test_refuses_models_without_variational_layers():
+    with pytest.raises(ValueError, match="expected a model with layers"):
+        scale_divergence(keras.Sequential([keras.Input((3,))]), 5)
+
+
+def test_another_number_of_examples_reaches_a_compiled_step():
+    trained = model(num_examples=8)
+    trained.compile(keras.optimizers.SGD(0.0), "mse", metrics=["mse"])
+    full = 8 * float(sum(trained.losses))
+    for number in (8, 4):
+        scale_divergence(trained, number)
+        logs = trained.fit(X, Y, verbose=0).history
+        part = logs["loss"][0] - logs["mse"][0]
+        np.testing.assert_allclose(part, full / number, rtol=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [0, -1, 2.5, "4"])
+def test_refuses_schedules(schedule):
+    with pytest.raises(ValueError, match="Received: schedule="):
+        DivergenceAnnealing(schedule)
