@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,9 @@ TENSOR_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 # The names that Keras counts up for inputs that were given none.
 UNNAMED = re.compile(r"(keras_tensor|input_layer)(_[0-9]+)?")
 HALF = ("float16", "bfloat16")
+# The inputs of the signature `sampling` beside the model's, with an example of each.
+SAMPLING_INPUTS = {"samples": np.int32(2), "seed": np.int32(0)}
+MAX_SAMPLES = 1024
 # What a server must answer as the live model does: plainly; compiled, where XLA adds
 # in another order; compiled in half precision.
 TOLERANCE, XLA_TOLERANCE, HALF_TOLERANCE = 1e-5, 1e-4, 3e-2
@@ -38,7 +42,12 @@ def export(
 
     The folder `base_path/name/version/` has two signatures, `serving_default` and
     `serving_xla`, which compute the same from the same variables; the second is
-    compiled by XLA and needs a server that was started with XLA. Inputs keep their
+    compiled by XLA and needs a server that was started with XLA. A model with
+    distributions over its weights computes with their means there, and has a third
+    signature, `sampling`, with two more inputs: `samples`, K, and `seed`, both
+    scalars. It computes with K draws of the weights, which take the place of members
+    in a classifier's outputs; those of another `function` have an axis of K after
+    the batch's. Equal seeds give equal draws. Inputs keep their
     names and shapes: a batch of unknown size stays so. `float16` and `bfloat16` inputs
     and outputs become float32, which every client can send and read. The folder also
     holds warm-up requests for `serving_default`, which servers replay while loading.
@@ -106,6 +115,7 @@ def export(
             f"version={version!r}"
         )
     specs = _specs(model)
+    sampling = _sampling(model, function, specs)
     function = _classification(model) if function is None else function
     example = _example(specs) if example is None else _checked(example, specs)
 
@@ -115,7 +125,7 @@ def export(
         target = folder / str(_version(folder, version, overwrite))
         partial = folder / f".{target.name}.partial"
         try:
-            _write(model, function, specs, example, xla, partial)
+            _write(model, function, sampling, specs, example, xla, partial)
             placing.place(partial, target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -192,6 +202,39 @@ def _classification(model):
     return classification(model)[1]
 
 
+def _sampling(model, function, specs):
+    """The function of the signature `sampling`, or None for a model without draws."""
+    import tensorflow as tf
+
+    from ..layers.variational.mode import at_posterior_samples
+    from .predictive import is_variational, sampled_classification
+
+    if not is_variational(model):
+        return None
+    taken = specs.keys() & SAMPLING_INPUTS.keys()
+    if taken:
+        raise ValueError(
+            f"Expected other names than those of the signature 'sampling', "
+            f"{list(SAMPLING_INPUTS)}. Received: inputs {sorted(taken)}"
+        )
+    if function is None:
+        predict = sampled_classification(model)
+    else:
+        predict = partial(at_posterior_samples, function)
+
+    def sample(inputs, samples, seed):
+        assertions = [
+            tf.debugging.assert_positive(samples, "`samples` must be at least 1"),
+            tf.debugging.assert_less_equal(
+                samples, MAX_SAMPLES, f"`samples` must be at most {MAX_SAMPLES}"
+            ),
+        ]
+        with tf.control_dependencies(assertions):
+            return predict(inputs, tf.identity(samples), tf.stack([seed, 0]))
+
+    return sample
+
+
 def _example(specs):
     """A batch of two for the signature, the same each time."""
     rng = np.random.default_rng(0)
@@ -238,15 +281,18 @@ def _encoded(value):
 # The SavedModel.
 
 
-def _write(model, function, specs, example, xla, path):
+def _write(model, function, sampling, specs, example, xla, path):
     """Writes everything to `path` and checks it there."""
     import tensorflow as tf
 
     from .serving import graph
 
-    signatures = {"serving_default": _traced(model, function, specs, False)}
+    signatures = {"serving_default": _traced(model, function, specs)}
     if xla:
-        signatures["serving_xla"] = _traced(model, function, specs, True)
+        signatures["serving_xla"] = _traced(model, function, specs, "serving_xla", True)
+    if sampling:
+        more = {n: tf.TensorSpec([], "int32", n) for n in SAMPLING_INPUTS}
+        signatures["sampling"] = _traced(model, sampling, specs | more, "sampling")
     module = tf.Module()
     # Everything the signatures read, each once: weights, states of random seeds,
     # tables. The model itself would bring its weights a second time. Their order is
@@ -276,23 +322,29 @@ def _write(model, function, specs, example, xla, path):
     _verify(model, signatures, example, path)
 
 
-def _traced(model, function, specs, xla):
+def _traced(model, function, specs, name="serving_default", xla=False):
     """The concrete function of a signature."""
     import keras
     import tensorflow as tf
 
+    from ..layers.variational.mode import at_posterior_mean
+
     structure = _structure(model)
-    dtypes = {n: t.dtype for n, t in zip(specs, model.inputs, strict=True)}
+    # The model's inputs come first.
+    dtypes = {n: t.dtype for n, t in zip(specs, model.inputs, strict=False)}
 
     def serve(**inputs):
+        tensors = [inputs.pop(n) for n in dtypes]
         tensors = [
-            tf.cast(inputs[n], d) if d in HALF else inputs[n] for n, d in dtypes.items()
+            tf.cast(x, d) if d in HALF else x
+            for x, d in zip(tensors, dtypes.values(), strict=True)
         ]
-        outputs = function(keras.tree.pack_sequence_as(structure, tensors))
-        return _outputs(outputs)
+        tensors = keras.tree.pack_sequence_as(structure, tensors)
+        # Weights that are distributions are at their means, unless the function draws.
+        return _outputs(at_posterior_mean(function, tensors, **inputs))
 
     # The signature's name, which profiles and stack traces show.
-    serve.__name__ = "serving_xla" if xla else "serving_default"
+    serve.__name__ = name
     traced = tf.function(serve, autograph=False, jit_compile=xla or None)
     return traced.get_concrete_function(**specs)
 
@@ -402,28 +454,30 @@ def _verify(model, signatures, example, path):
     from .serving.status import ServingError
 
     half = any(layer.compute_dtype in HALF for layer in model._flatten_layers())
-    live = signatures["serving_default"]
     # A random draw moves its seed on: both sides start from the seed as it is saved,
     # and afterwards it is put back.
-    states = [(v, v.numpy()) for v in live.variables if not v.trainable]
-    tensors = {n: tf.constant(array) for n, array in example.items()}
+    states = [
+        (v, v.numpy())
+        for v in signatures["serving_default"].variables
+        if not v.trainable
+    ]
     for name in signatures:
-        tolerance = TOLERANCE
-        if name != "serving_default":
+        tolerance, live, request = TOLERANCE, signatures[name], example
+        if name == "serving_xla":
             tolerance = HALF_TOLERANCE if half else XLA_TOLERANCE
+            live = signatures["serving_default"]
+        if name == "sampling":
+            request = example | SAMPLING_INPUTS
+        tensors = {n: tf.constant(array) for n, array in request.items()}
         try:
             with contextlib.closing(Servable(path, xla=True)) as servable:
-                got = servable.predict(example, name)
+                got = servable.predict(request, name)
             expected = live(**tensors)
         except (ServingError, tf.errors.OpError) as error:
             raise ValueError(
                 f"The signature {name!r} does not run: {error}. Is `example` a batch "
                 "that the model can take"
-                + (
-                    "? If so, export with xla=False."
-                    if name != "serving_default"
-                    else "?"
-                )
+                + ("? If so, export with xla=False." if name == "serving_xla" else "?")
             ) from error
         finally:
             for variable, value in states:

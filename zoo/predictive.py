@@ -10,6 +10,8 @@ from ..layers.ops.uncertainty import (
     mutual_information,
     predictive_entropy,
 )
+from ..layers.variational.base import VariationalLayer
+from ..layers.variational.mode import at_posterior_mean, at_posterior_samples
 
 
 def ensemble_size(model):
@@ -27,6 +29,9 @@ def classification(model):
     - `member_probabilities`: p_m, `[B, M, C]`;
     - `predictive_entropy`: H[p], `[B]`;
     - `mutual_information`: H[p] - (1/M) sum_m H[p_m], `[B]`.
+
+    Layers with distributions over their weights compute with the means of them; see
+    `sampled_classification` for draws.
 
     Args:
         model: A `keras.Model` that ends in logits `[B, C]`. If its last layer is
@@ -52,6 +57,76 @@ def classification(model):
     >>> members, tuple(outputs["member_probabilities"].shape)
     (4, (2, 4, 10))
     """
+    _check_logits(model)
+    members, logits = _split_off_average(model)
+    before = model
+    if members > 1:
+        inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
+        before = keras.Model(inputs, logits)
+
+    def predict(inputs):
+        rows = at_posterior_mean(before, inputs, training=False)
+        rows = split_members(rows, members)
+        return _of_members(ops.moveaxis(rows, 0, 1))  # [M, B, C] -> [B, M, C]
+
+    return members, predict
+
+
+def is_variational(model):
+    """Returns whether a model has layers with distributions over their weights."""
+    return any(isinstance(layer, VariationalLayer) for layer in model._flatten_layers())
+
+
+def sampled_classification(model):
+    """Gives the predictions of draws from a Bayesian classifier, and uncertainty.
+
+    As `classification`, with K draws from the posteriors in place of the members.
+
+    Args:
+        model: A `keras.Model` with variational layers, that ends in logits `[B, C]`.
+
+    Returns:
+        Function of a batch of inputs, K and a seed, as
+        `kzoo.layers.variational.mode.at_posterior_samples` takes them, to the dict that
+        `classification` describes. It can be traced and compiled.
+
+    Raises:
+        ValueError: If the model ends in probabilities and not in logits.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from kzoo.layers import DenseFlipout
+    >>> from kzoo.zoo.predictive import sampled_classification
+    >>> model = keras.Sequential([keras.Input((5,)), DenseFlipout(3)])
+    >>> outputs = sampled_classification(model)(np.ones((2, 5), "float32"), 16, seed=0)
+    >>> tuple(outputs["member_probabilities"].shape)
+    (2, 16, 3)
+    """
+    _check_logits(model)
+
+    def predict(inputs, samples, seed):
+        def logits(inputs):
+            return model(inputs, training=False)
+
+        return _of_members(at_posterior_samples(logits, inputs, samples, seed))
+
+    return predict
+
+
+def _of_members(logits):
+    """The dict of `classification`, from the members' logits `[B, M, C]`."""
+    probs = ops.softmax(at_least_float32(logits), axis=-1)
+    return {
+        "probabilities": ops.mean(probs, axis=1),
+        "member_probabilities": probs,
+        "predictive_entropy": predictive_entropy(probs),
+        "mutual_information": mutual_information(probs),
+    }
+
+
+def _check_logits(model):
     last = _last_layer(model)
     # The layer Softmax, or the operation of keras.ops, whose class is not public.
     function = type(last).__name__.lower()
@@ -63,27 +138,6 @@ def classification(model):
             "The model must end in logits, not in probabilities. Received: a model "
             f"whose last layer, {last.name!r}, gives the {function!r} of them"
         )
-    members, logits = _split_off_average(model)
-    before = model
-    if members > 1:
-        inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
-        before = keras.Model(inputs, logits)
-
-    def member_logits(inputs):
-        rows = split_members(before(inputs, training=False), members)
-        return ops.moveaxis(rows, 0, 1)  # [M, B, C] -> [B, M, C]
-
-    def predict(inputs):
-        logits = at_least_float32(member_logits(inputs))
-        probs = ops.softmax(logits, axis=-1)
-        return {
-            "probabilities": ops.mean(probs, axis=1),
-            "member_probabilities": probs,
-            "predictive_entropy": predictive_entropy(probs),
-            "mutual_information": mutual_information(probs),
-        }
-
-    return members, predict
 
 
 def _split_off_average(model):

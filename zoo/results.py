@@ -6,7 +6,14 @@ import os
 import platform
 from pathlib import Path
 
-PACKAGES = ("tensorflow", "keras", "jax", "numpy")
+PACKAGES = (
+    "tensorflow",
+    "keras",
+    "jax",
+    "numpy",
+    "tensorflow-probability",
+    "tf_keras",
+)
 
 
 def provenance():
