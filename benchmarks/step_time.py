@@ -23,7 +23,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from kzoo.layers import Conv2DBatchEnsemble, DenseBatchEnsemble
+from kzoo.layers import (
+    Conv2DBatchEnsemble,
+    Conv2DFlipout,
+    DenseBatchEnsemble,
+    DenseFlipout,
+    PosteriorSamples,
+)
 from kzoo.optimizers import Lookahead
 from kzoo.zoo import results
 
@@ -110,6 +116,73 @@ def conv2d_batch_ensemble(first=False):
     return *pair, {"shape": "64->64, 3x3, 32x32", "rows": 16, "peer": "keras Conv2D"}
 
 
+def against_tfp(pair, facts, name, arguments, x, y):
+    """A pair and its facts, with the layer of TensorFlow Probability as the peer.
+
+    With or without XLA, whichever is faster for it.
+    """
+    import tensorflow_probability
+    import tf_keras
+
+    layer = getattr(tensorflow_probability.layers, name)(*arguments)
+    model = tf_keras.Sequential([tf_keras.Input(x.shape[1:]), layer])
+    model.compile(tf_keras.optimizers.SGD(0.01), "mse")
+    x, y = tf.constant(x), tf.constant(y)
+    peers = {}
+    for jit in (False, True):
+        step = tf.function(lambda: model.train_step((x, y))["loss"], jit_compile=jit)
+        peers[jit] = partial(lambda step: step().numpy(), step)
+        seconds(peers[jit], 3)
+    jit = min(peers, key=lambda jit: seconds(peers[jit], 10))
+    facts = {**facts, "peer": f"tfp.layers.{name}", "peer_jit_compile": jit}
+    return pair[0], peers[jit], facts
+
+
+def dense_flipout(batch=1024, tfp=False):
+    """DenseFlipout(1024 -> 1024) against Dense, or against tfp.layers'."""
+    x, y = normal(batch, 1024), normal(batch, 1024)
+    layer, plain = DenseFlipout(1024, num_examples=60000), keras.layers.Dense(1024)
+    pair = layer_pair(layer, plain, None, x, y)
+    facts = {"shape": "1024->1024", "rows": batch, "peer": "keras Dense"}
+    if tfp:
+        return against_tfp(pair, facts, "DenseFlipout", [1024], x, y)
+    return *pair, facts
+
+
+def conv2d_flipout(tfp=False):
+    """Conv2DFlipout(64 -> 64, 3x3, 32x32) against Conv2D, or against tfp.layers'."""
+    x, y = normal(32, 32, 32, 64), normal(32, 32, 32, 64)
+    layer = Conv2DFlipout(64, 3, padding="same", num_examples=60000)
+    plain = keras.layers.Conv2D(64, 3, padding="same")
+    pair = layer_pair(layer, plain, None, x, y)
+    facts = {"shape": "64->64, 3x3, 32x32", "rows": 32, "peer": "keras Conv2D"}
+    arguments = [64, 3, 1, "same"]
+    if tfp:
+        return against_tfp(pair, facts, "Convolution2DFlipout", arguments, x, y)
+    return *pair, facts
+
+
+def posterior_samples(conv=False, samples=16):
+    """K draws of a network's weights in one call, against a loop over K calls."""
+    if conv:
+        x = normal(8, 8, 8, 1)
+        body = [Conv2DFlipout(16, 3, activation="relu"), Conv2DFlipout(16, 3)]
+        body.append(keras.layers.Flatten())
+    else:
+        x, body = normal(32, 64), [DenseFlipout(64, "relu"), DenseFlipout(64, "relu")]
+    model = keras.Sequential([keras.Input(x.shape[1:]), *body, DenseFlipout(10)])
+    together, one = PosteriorSamples(model, samples), PosteriorSamples(model, 1)
+    x = tf.constant(x)
+    calls = [tf.function(lambda m=m: m(x), jit_compile=True) for m in (together, one)]
+    facts = {"shape": "conv 1->16->16, dense 10" if conv else "64->64->64->10"}
+    facts["rows"] = len(x)
+    return (
+        lambda: calls[0]().numpy(),
+        lambda: [calls[1]().numpy() for _ in range(samples)],
+        {**facts, "samples": samples, "peer": f"{samples} calls for one"},
+    )
+
+
 # claim -> (what builds it, the bar on its ratio or None where it is only reported)
 CLAIMS = {
     "lookahead_adam": (lookahead_adam, 1.05),
@@ -117,6 +190,15 @@ CLAIMS = {
     "dense_batch_ensemble_first_layer": (partial(dense_batch_ensemble, True), None),
     "conv2d_batch_ensemble": (conv2d_batch_ensemble, 1.15),
     "conv2d_batch_ensemble_first_layer": (partial(conv2d_batch_ensemble, True), None),
+    "dense_flipout": (dense_flipout, 2.3),
+    "dense_flipout_batch_1": (partial(dense_flipout, 1), None),
+    "dense_flipout_batch_32": (partial(dense_flipout, 32), None),
+    "dense_flipout_batch_128": (partial(dense_flipout, 128), None),
+    "dense_flipout_tfp": (partial(dense_flipout, tfp=True), 0.9),
+    "conv2d_flipout": (conv2d_flipout, 2.3),
+    "conv2d_flipout_tfp": (partial(conv2d_flipout, tfp=True), 0.9),
+    "posterior_samples": (posterior_samples, 0.5),
+    "posterior_samples_conv": (partial(posterior_samples, True), None),
 }
 
 

@@ -125,6 +125,25 @@ def speed_table():
     return "\n".join(lines)
 
 
+def variance_table():
+    """Returns the fits of benchmarks/flipout_variance.py, over seeds."""
+    records = results.read(ROOT / "benchmarks/results/flipout_variance.jsonl")
+    lines = [
+        "| network | σ | slope of log variance by log N | c / c of a shared "
+        "perturbation | seeds |",
+        "|---|---|---|---|---|",
+    ]
+    for name in sorted({record["network"] for record in records}):
+        runs = [record for record in records if record["network"] == name]
+        cells = [
+            spread([run[key] for run in runs], 3)
+            for key in ("stddev", "slope", "c_of_shared")
+        ]
+        cells.append(", ".join(str(run["seed"]) for run in runs))
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def quickstart():
     """Returns what `make quickstart` printed when the maintainers last ran it."""
     text = (ROOT / "docs/quickstart.txt").read_text().rstrip()
@@ -135,6 +154,7 @@ PARTS = {
     "catalogue": catalogue,
     "digits": digits_table,
     "speed": speed_table,
+    "variance": variance_table,
     "quickstart": quickstart,
 }
 

@@ -59,3 +59,9 @@ def test_readme_shows_what_was_measured():
     readme = script(ROOT / "docs" / "make_readme.py")
     text = readme.README.read_text()
     assert readme.render(text) == text
+
+
+def test_the_variance_of_flipouts_gradients_falls_as_that_of_independent_draws():
+    for record in records("flipout_variance.jsonl"):
+        assert abs(record["slope"] + 1) <= 0.05
+        assert record["c_of_shared"] <= 0.1
