@@ -36,12 +36,12 @@ from kzoo.zoo import results
 RESULTS = Path(__file__).parent / "results" / "step_time.jsonl"
 
 
-def train_step(model, optimizer, x, y):
+def train_step(model, optimizer, x, y, jit=True):
     """Returns a function that runs one compiled train step and waits for its loss."""
-    model.compile(optimizer=optimizer, loss="mse", jit_compile=True)
+    model.compile(optimizer=optimizer, loss="mse", jit_compile=jit)
     model.optimizer.build(model.trainable_variables)
     x, y = tf.constant(x), tf.constant(y)
-    step = tf.function(lambda: model.train_step((x, y))["loss"], jit_compile=True)
+    step = tf.function(lambda: model.train_step((x, y))["loss"], jit_compile=jit)
     return lambda: step().numpy()
 
 
@@ -116,50 +116,66 @@ def conv2d_batch_ensemble(first=False):
     return *pair, {"shape": "64->64, 3x3, 32x32", "rows": 16, "peer": "keras Conv2D"}
 
 
-def against_tfp(pair, facts, name, arguments, x, y):
-    """A pair and its facts, with the layer of TensorFlow Probability as the peer.
+def against_tfp(make, name, arguments, x, y):
+    """Train steps of a layer and of TensorFlow Probability's, and what they were.
 
-    With or without XLA, whichever is faster for it.
+    Each with or without XLA, whichever is faster for it.
     """
     import tensorflow_probability
     import tf_keras
 
-    layer = getattr(tensorflow_probability.layers, name)(*arguments)
-    model = tf_keras.Sequential([tf_keras.Input(x.shape[1:]), layer])
-    model.compile(tf_keras.optimizers.SGD(0.01), "mse")
-    x, y = tf.constant(x), tf.constant(y)
-    peers = {}
-    for jit in (False, True):
-        step = tf.function(lambda: model.train_step((x, y))["loss"], jit_compile=jit)
-        peers[jit] = partial(lambda step: step().numpy(), step)
-        seconds(peers[jit], 3)
-    jit = min(peers, key=lambda jit: seconds(peers[jit], 10))
-    facts = {**facts, "peer": f"tfp.layers.{name}", "peer_jit_compile": jit}
-    return pair[0], peers[jit], facts
+    def ours(jit):
+        keras.utils.set_random_seed(0)
+        model = keras.Sequential([keras.Input(x.shape[1:]), make()])
+        return train_step(model, keras.optimizers.SGD(0.01), x, y, jit)
+
+    def theirs(jit):
+        layer = getattr(tensorflow_probability.layers, name)(*arguments)
+        model = tf_keras.Sequential([tf_keras.Input(x.shape[1:]), layer])
+        model.compile(tf_keras.optimizers.SGD(0.01), "mse")
+        batch = tf.constant(x), tf.constant(y)
+        step = tf.function(lambda: model.train_step(batch)["loss"], jit_compile=jit)
+        return lambda: step().numpy()
+
+    pair = []
+    for build in (ours, theirs):
+        steps = {jit: build(jit) for jit in (False, True)}
+        for step in steps.values():
+            seconds(step, 5)  # compile and warm up
+        jit = min(steps, key=lambda jit: seconds(steps[jit], 10))
+        pair.append((steps[jit], jit))
+    (method, jit), (peer, peer_jit) = pair
+    facts = {"jit_compile": jit, "peer": f"tfp.layers.{name}"}
+    return method, peer, {**facts, "peer_jit_compile": peer_jit, "rows": len(x)}
 
 
 def dense_flipout(batch=1024, tfp=False):
     """DenseFlipout(1024 -> 1024) against Dense, or against tfp.layers'."""
     x, y = normal(batch, 1024), normal(batch, 1024)
-    layer, plain = DenseFlipout(1024, num_examples=60000), keras.layers.Dense(1024)
-    pair = layer_pair(layer, plain, None, x, y)
     facts = {"shape": "1024->1024", "rows": batch, "peer": "keras Dense"}
+
+    def make():
+        return DenseFlipout(1024, num_examples=60000)
+
     if tfp:
-        return against_tfp(pair, facts, "DenseFlipout", [1024], x, y)
-    return *pair, facts
+        method, peer, found = against_tfp(make, "DenseFlipout", [1024], x, y)
+        return method, peer, {**facts, **found}
+    return *layer_pair(make(), keras.layers.Dense(1024), None, x, y), facts
 
 
 def conv2d_flipout(tfp=False):
     """Conv2DFlipout(64 -> 64, 3x3, 32x32) against Conv2D, or against tfp.layers'."""
     x, y = normal(32, 32, 32, 64), normal(32, 32, 32, 64)
-    layer = Conv2DFlipout(64, 3, padding="same", num_examples=60000)
-    plain = keras.layers.Conv2D(64, 3, padding="same")
-    pair = layer_pair(layer, plain, None, x, y)
     facts = {"shape": "64->64, 3x3, 32x32", "rows": 32, "peer": "keras Conv2D"}
     arguments = [64, 3, 1, "same"]
+
+    def make():
+        return Conv2DFlipout(*arguments, num_examples=60000)
+
     if tfp:
-        return against_tfp(pair, facts, "Convolution2DFlipout", arguments, x, y)
-    return *pair, facts
+        method, peer, found = against_tfp(make, "Convolution2DFlipout", arguments, x, y)
+        return method, peer, {**facts, **found}
+    return *layer_pair(make(), keras.layers.Conv2D(*arguments), None, x, y), facts
 
 
 def posterior_samples(conv=False, samples=16):
@@ -213,15 +229,15 @@ def measure(method, peer, rounds):
     """Returns each round's seconds a step, [rounds, 2]: of the method, of its peer."""
     for step in (method, peer):
         seconds(step, 5)  # compile and warm up
-    # A block of about a quarter of a second, so that the clock and the scheduler
-    # are small beside it, and a multiple of 6, Lookahead's period.
-    steps = 6 * max(1, round(0.25 / seconds(peer, 6) / 6))
+    # Blocks of about a quarter of a second, so that the clock and the scheduler are
+    # small beside them, and a multiple of 6, Lookahead's period.
+    steps = {s: 6 * max(1, round(0.25 / seconds(s, 6) / 6)) for s in (method, peer)}
     times = []
     for i in range(rounds):
         turns = (method, peer) if i % 2 == 0 else (peer, method)
-        pair = [seconds(step, steps) for step in turns]
+        pair = [seconds(step, steps[step]) for step in turns]
         times.append(pair if i % 2 == 0 else pair[::-1])
-    return np.array(times), steps
+    return np.array(times), list(steps.values())
 
 
 def main(argv=None):
