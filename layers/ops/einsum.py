@@ -3,6 +3,8 @@
 import re
 import string
 
+from .arguments import is_integer
+
 
 def einsum_shapes(equation, input_shape, output_shape):
     """Finds the kernel's and the output's shapes of `input,kernel->output`.
@@ -26,8 +28,8 @@ def einsum_shapes(equation, input_shape, output_shape):
     >>> einsum_shapes("...x,xyz->...yz", (None, 7, 5), (2, 3))
     ('abx,xyz->abyz', (5, 2, 3), (None, 7, 2, 3))
     """
-    if isinstance(output_shape, int):
-        output_shape = (output_shape,)
+    if is_integer(output_shape):
+        output_shape = (int(output_shape),)
     input_shape, output_shape = tuple(input_shape), tuple(output_shape)
     matched = re.fullmatch(
         r"([a-zA-Z]*(?:\.{3})?[a-zA-Z]*),([a-zA-Z]+)->([a-zA-Z]*(?:\.{3})?[a-zA-Z]*)",

@@ -158,7 +158,7 @@ def seed_pair(seed):
     are not those of the others.
 
     Args:
-        seed: SeedGenerator, `Draws`, integer, or tensor of two integers.
+        seed: SeedGenerator, integer, or tensor of two integers.
 
     Returns:
         Pair of integers, each of 32 bits.
@@ -168,8 +168,6 @@ def seed_pair(seed):
     """
     if isinstance(seed, keras.random.SeedGenerator):
         return _of_replica(seed.next())
-    if isinstance(seed, Draws):
-        return seed.next()
     if is_integer(seed):
         # Like a new SeedGenerator(seed)'s first pair, which is (seed, 0).
         return np.array([seed & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF], "uint32")
@@ -182,22 +180,19 @@ def seed_pair(seed):
     )
 
 
-class Draws:
-    """Seeds of many draws from one: a SeedGenerator that keeps no state.
+def nth_seed(seed, n):
+    """Returns the n-th of many seeds that are made from one.
 
     Args:
         seed: Pair of integers or a tensor of two, as `seed_pair` returns.
+        n: Integer of at least 0.
+
+    Returns:
+        Pair of integers; distinct for n below 2^32.
     """
-
-    def __init__(self, seed):
-        self.seed, self.count = ops.cast(seed, "uint32"), 0
-
-    def next(self):
-        """Returns the next seed, a pair."""
-        # Far from the pairs of a SeedGenerator, which count the second number by one.
-        step = np.array([0, 0x9E3779B9 * self.count % 2**32], "uint32")
-        self.count += 1
-        return ops.bitwise_xor(self.seed, step)
+    # Far from the pairs of a SeedGenerator, which count the second number by one.
+    step = np.array([0, 0x9E3779B9 * n % 2**32], "uint32")
+    return ops.bitwise_xor(ops.cast(seed, "uint32"), step)
 
 
 def _central_normal(shape, seed, dtype, probability):

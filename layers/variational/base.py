@@ -1,5 +1,8 @@
 """What all layers have in common whose kernels and biases are distributions."""
 
+import math
+import numbers
+
 import keras
 from keras import ops
 
@@ -51,6 +54,7 @@ class VariationalLayer(keras.layers.Layer):
         for name, function in functions.items():
             setattr(self, name, checked_function(name, function))
         self.num_examples = check_num_examples(num_examples)
+        self._first_divergence_weight = 1.0
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
@@ -67,10 +71,17 @@ class VariationalLayer(keras.layers.Layer):
             name="divergence_weight",
             shape=(),
             dtype=self.kernel.dtype,
-            initializer="ones",
+            initializer=keras.initializers.Constant(self._first_divergence_weight),
             trainable=False,
             autocast=False,
         )
+
+    def set_divergence_weight(self, beta):
+        """Sets β, the part of their weight that the divergences count for."""
+        if self.built:
+            self.divergence_weight.assign(beta)
+        else:
+            self._first_divergence_weight = float(beta)
 
     def divergence_scale(self):
         """β / N: what the divergences count for in the loss."""
@@ -172,11 +183,13 @@ class VariationalLayer(keras.layers.Layer):
 
 def check_num_examples(num_examples):
     """Returns N, or None, or raises a ValueError."""
-    try:
-        if num_examples is None or num_examples > 0:
-            return num_examples
-    except TypeError:
-        pass
+    if num_examples is None:
+        return None
+    number = isinstance(num_examples, numbers.Real) and not isinstance(
+        num_examples, bool
+    )
+    if number and 0 < num_examples < math.inf:
+        return num_examples
     raise ValueError(
         "expected `num_examples` to be a number above 0, or None. "
         f"Received: num_examples={num_examples!r}"

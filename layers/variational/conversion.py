@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import tempfile
 
 import keras
 import numpy as np
@@ -25,7 +26,7 @@ METHODS = {
     "reparameterization": "Reparameterization",
     "local_reparameterization": "LocalReparameterization",
 }
-COMMON = ("name", "dtype", "activation")
+COMMON = ("name", "dtype")
 
 
 def to_bayesian(
@@ -110,6 +111,7 @@ def to_bayesian(
         file, kind, shared = COUNTERPARTS[type(layer)]
         config = layer.get_config()
         arguments = {n: config[n] for n in (*COMMON, *shared)}
+        arguments["activation"] = layer.activation
         arguments["activity_regularizer"] = layer.activity_regularizer
         arguments["kernel_posterior_fn"] = MeanFieldNormal(
             loc_regularizer=layer.kernel_regularizer,
@@ -130,15 +132,16 @@ def to_bayesian(
         )
 
     def fill(plain, bayesian):
-        mean = keras.ops.convert_to_numpy(plain.kernel).astype("float64")
+        mean = numpy(plain.kernel).astype("float64")
         std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
         loc, untransformed = bayesian.kernel.variables[:2]
         eps = np.finfo(bayesian.kernel.dtype).eps
-        # softplus⁻¹(σ - ε) = log(exp(σ - ε) - 1).
+        # softplus⁻¹(s) = s + log(1 - exp(-s)) of s = σ - ε.
+        std = np.maximum(std - eps, eps)
         loc.assign(mean)
-        untransformed.assign(np.log(np.expm1(np.maximum(std - eps, eps))))
+        untransformed.assign(std + np.log(-np.expm1(-std)))
         if plain.bias is not None:
-            bayesian.bias.variables[0].assign(plain.bias)
+            bayesian.bias.variables[0].assign(numpy(plain.bias))
 
     return _converted(model, convert, fill)
 
@@ -179,9 +182,12 @@ def from_bayesian(model):
         plain, shared = plain_classes[type(layer)]
         config = layer.get_config()
         arguments = {n: config[n] for n in (*COMMON, *shared)}
+        arguments["activation"] = layer.activation
         arguments["activity_regularizer"] = layer.activity_regularizer
         if "bias_axes" not in shared:
             arguments["use_bias"] = layer.bias is not None
+        elif layer.bias is None:
+            arguments["bias_axes"] = None
         for part in ("kernel", "bias"):
             function = getattr(layer, f"{part}_posterior_fn")
             if isinstance(function, MeanFieldNormal):
@@ -190,9 +196,9 @@ def from_bayesian(model):
         return plain(**arguments)
 
     def fill(bayesian, plain):
-        plain.kernel.assign(bayesian.kernel_posterior.mean())
+        plain.kernel.assign(numpy(bayesian.kernel_posterior.mean()))
         if plain.bias is not None:
-            plain.bias.assign(bayesian.bias_posterior.mean())
+            plain.bias.assign(numpy(bayesian.bias_posterior.mean()))
 
     return _converted(model, convert, fill)
 
@@ -214,6 +220,8 @@ def _converted(model, convert, fill):
     converted, copied = [], []
 
     def clone(layer):
+        if not isinstance(layer, keras.layers.Layer):  # An operation of keras.ops.
+            return type(layer).from_config(layer.get_config())
         found = convert(layer)
         pairs = copied if found is None else converted
         if found is None:
@@ -233,5 +241,23 @@ def _converted(model, convert, fill):
     for layer, found in converted:
         fill(layer, found)
     for layer, found in copied:
-        found.set_weights(layer.get_weights())
+        pairs = zip(layer._flatten_layers(), found._flatten_layers(), strict=True)
+        for one, other in pairs:
+            _copy_state(one, other)
     return made
+
+
+def _copy_state(layer, other):
+    """Gives a layer what another one would save: weights, statistics, vocabularies."""
+    store = {}
+    layer.save_own_variables(store)
+    other.load_own_variables({name: numpy(value) for name, value in store.items()})
+    if hasattr(layer, "save_assets"):
+        with tempfile.TemporaryDirectory() as folder:
+            layer.save_assets(folder)
+            other.load_assets(folder)
+
+
+def numpy(value):
+    """A copy, which no training step can take back."""
+    return np.array(keras.ops.convert_to_numpy(value))

@@ -78,4 +78,4 @@ class DivergenceAnnealing(keras.callbacks.Callback):
         else:
             beta = min(1.0, (epoch + 1) / self.schedule)
         for layer in variational_layers(self.model):
-            layer.divergence_weight.assign(beta)
+            layer.set_divergence_weight(beta)

@@ -136,7 +136,7 @@ class EinsumDenseFlipout(EinsumDenseVariational):
     Args:
         equation: `input,kernel->output`, such as `"abc,cd->abd"` or `"...x,xy->...y"`.
         output_shape: Sizes of the output's axes, without the batch and those that
-            dots stand for: an integer or a tuple. None: as the input.
+            dots stand for: an integer or a tuple, in which None is the input's size.
         activation: φ. Defaults to none.
         bias_axes: The output's axes that the bias has, such as `"d"`. None: no bias.
         activity_regularizer: Of the output.

@@ -6,7 +6,7 @@ import contextvars
 import keras
 from keras import ops
 
-from ..ops.random import Draws, seed_pair
+from ..ops.random import nth_seed, seed_pair
 
 MEAN = "mean"
 
@@ -21,13 +21,11 @@ class Samples:
 
     def __init__(self, count, seed):
         self.count = count
-        self._draws, self._seeds = Draws(seed), {}
+        self._seed, self._places = seed, {}
 
     def seed(self, weight):
         """The seed of a weight, the same however often it is drawn."""
-        if id(weight) not in self._seeds:
-            self._seeds[id(weight)] = self._draws.next()
-        return self._seeds[id(weight)]
+        return nth_seed(self._seed, self._places.setdefault(weight, len(self._places)))
 
 
 # None: each call draws, as the layer's estimator does. MEAN: nothing is drawn.
@@ -78,6 +76,11 @@ def at_posterior_samples(function, inputs, samples, seed):
         return ops.reshape(x, (rows * samples, *rest))
 
     def by_sample(y):
+        if not len(y.shape):
+            raise ValueError(
+                "expected outputs [B, ...], whose rows can be told apart by sample. "
+                "Received: a scalar"
+            )
         rows, *rest = ops.shape(y)
         return ops.reshape(y, (rows // samples, samples, *rest))
 

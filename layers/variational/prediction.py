@@ -15,13 +15,6 @@ class _Predictor(keras.Model):
         super().__init__(**kwargs)
         self.model = model
 
-    def _build_if_known(self):
-        """Builds, if the model's inputs are known: exports need that."""
-        if isinstance(self.model, keras.Sequential) and self.model.inputs:
-            self(self.model.inputs[0])
-        elif getattr(self.model, "inputs", None):
-            self(self.model.input)
-
     def get_config(self):
         """Returns the constructor's arguments."""
         model = keras.saving.serialize_keras_object(self.model)
@@ -38,9 +31,9 @@ class _Predictor(keras.Model):
 class PosteriorMean(_Predictor):
     """A Bayesian model as it is with its posteriors' means: nothing is drawn.
 
-    A model like any other: `predict`, `evaluate` and Keras's `export` work. It shares
-    its weights with the model that it is made from, and follows its training; train
-    that one, not this.
+    A model like any other: `predict`, `evaluate` and, once it was called, Keras's
+    `export` work. It shares its weights with the model that it is made from, and
+    follows its training; train that one, not this.
 
     Args:
         model: A `keras.Model` with variational layers.
@@ -70,10 +63,6 @@ class PosteriorMean(_Predictor):
     True
     """
 
-    def __init__(self, model, **kwargs):
-        super().__init__(model, **kwargs)
-        self._build_if_known()
-
     def call(self, inputs):
         """Returns the model's outputs at the posterior mean."""
         return at_posterior_mean(self.model, inputs, training=False)
@@ -91,9 +80,9 @@ class PosteriorSamples(_Predictor):
     not merge the batch's axis with one that comes after it. (On TensorFlow,
     convolutions run sample by sample, in a loop inside of the call.)
 
-    A model like any other: `predict`, `evaluate` and Keras's `export` work. It shares
-    its weights with the model that it is made from, and follows its training; train
-    that one, not this.
+    A model like any other: `predict`, `evaluate` and, once it was called, Keras's
+    `export` work. It shares its weights with the model that it is made from, and
+    follows its training; train that one, not this.
 
     Args:
         model: A `keras.Model` with variational layers.
@@ -132,7 +121,6 @@ class PosteriorSamples(_Predictor):
         self.samples = integer("samples", samples)
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
-        self._build_if_known()
 
     def call(self, inputs):
         """Returns the outputs of the K models."""

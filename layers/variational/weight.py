@@ -41,11 +41,12 @@ class VariationalWeight:
                 "the divergence from a point is infinite. "
                 f"Received: {getattr(layer, f'{kind}_prior_fn')!r}"
             )
-        if self.prior is not None and self._trainable:
+        if self.prior is not None:
             # Keras adds a weight's regularizer to the losses once a step, however
             # often the layer is called, and in every way to train.
-            first = self._trainable[0]
-            first.regularizer = Divergence(self, first.regularizer)
+            for variable in self._trainable:
+                own = variable.regularizer
+                variable.regularizer = Divergence(self, variable, own)
 
     def _made(self, part):
         name = f"{self.kind}_{part}"
@@ -65,6 +66,7 @@ class VariationalWeight:
             # TensorFlow Probability keeps a tf.Variable, of a Keras one only the value.
             return self._add_variable(*args, **kwargs).value
 
+        before = len(self._trainable)
         # A layer may be built while a graph is traced, which its parts must outlive.
         with tf.init_scope():
             made = function(
@@ -73,11 +75,14 @@ class VariationalWeight:
             distribution = from_tfp(
                 made, self.shape, self.dtype, name.endswith("prior")
             )
-            known = {id(v.value) for v in self.variables}
-            if any(id(v) not in known for v in made.trainable_variables):
+            added = {id(v.value) for v in self._trainable[before:]}
+            if added != {id(v) for v in made.trainable_variables}:
                 raise ValueError(
                     f"expected `{name}_fn` to make its variables by the function "
-                    f"that it is given, `add_variable_fn`. Received: {function!r}"
+                    "that it is given, `add_variable_fn`, and the distribution to "
+                    "depend on all of them as long as it lives: what is computed from "
+                    "them must be a `tfp.util.DeferredTensor`, not a tensor. "
+                    f"Received: {function!r}"
                 )
         return distribution
 
@@ -127,19 +132,25 @@ class VariationalWeight:
 
 
 class Divergence(keras.regularizers.Regularizer):
-    """(β / N) KL(q, p), as the regularizer of one of the distributions' variables.
+    """(β / N) KL(q, p), as the regularizer of the distributions' variables.
+
+    Each of them has one, and the first that is trained adds the divergence.
 
     Args:
         weight: The `VariationalWeight`.
+        variable: The variable.
         regularizer: The variable's own regularizer, or None.
     """
 
-    def __init__(self, weight, regularizer):
-        self.weight, self.regularizer = weight, regularizer
+    def __init__(self, weight, variable, regularizer):
+        self.weight, self.variable, self.regularizer = weight, variable, regularizer
 
     def __call__(self, x):
         """Returns the scaled divergence, and what the own regularizer returns."""
-        loss = self.weight.divergence() * self.weight.layer.divergence_scale()
+        loss = ops.zeros((), self.weight.dtype)
+        trained = [v for v in self.weight._trainable if v.trainable]
+        if trained and trained[0] is self.variable:
+            loss = self.weight.divergence() * self.weight.layer.divergence_scale()
         return loss if self.regularizer is None else loss + self.regularizer(x)
 
 

@@ -82,7 +82,8 @@ def test_a_point_is_the_plain_convolution(estimator, rank, arguments):
 
 def test_each_row_has_the_kernel_of_its_signs():
     layer = Conv2DFlipout(2, 2, seed=3, bias_posterior_fn=None)
-    x = rng.normal(size=(3, 4, 4, 2)).astype("float32")
+    x = rng.normal(size=(12, 4, 4, 2)).astype("float32")
+    own_signs = []
     layer.build(x.shape)
     layer.weights[1].assign(rng.normal(size=layer.weights[1].shape))
     state = ops.convert_to_numpy(layer.seed_generator.state)
@@ -90,13 +91,17 @@ def test_each_row_has_the_kernel_of_its_signs():
     layer.seed_generator.state.assign(state)
     q = layer.kernel_posterior
     mean, delta = numpy(q.mean()), numpy(q.perturbation(layer.seed_generator))
-    for n in range(3):
-        found = 0
+    for n in range(12):
+        found = []
         for s, r in itertools.product(itertools.product([-1, 1], repeat=2), repeat=2):
             kernel = (mean + delta * np.outer(s, r)).astype("float32")
             own = ops.conv(x[n : n + 1], kernel, data_format="channels_last")
-            found += np.allclose(numpy(own)[0], y[n], atol=1e-4)
-        assert found == 2  # (s, r) and (-s, -r)
+            if np.allclose(numpy(own)[0], y[n], atol=1e-4):
+                found.append((s[0] * s[1], r[0] * r[1]))
+        assert len(found) == 2  # (s, r) and (-s, -r)
+        own_signs.append(found[0])
+    # Channels have signs of their own.
+    assert {s for s, _ in own_signs} == {r for _, r in own_signs} == {-1, 1}
 
 
 @pytest.mark.parametrize("layer", LAYERS[2])

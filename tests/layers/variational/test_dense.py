@@ -109,6 +109,22 @@ def test_signs_are_new_at_each_call_and_independent(monkeypatch):
     assert abs(agreement) < 0.1
 
 
+def test_signs_of_input_and_output_are_drawn_apart():
+    """Were r = s, the diagonal of ΔW̃ ∘ (s rᵀ) would never change its sign."""
+    layer = DenseFlipout(IN, seed=3, bias_posterior_fn=None)
+    layer.build((None, IN))
+    layer.kernel.variables[0].assign(np.zeros((IN, IN)))
+    y = numpy(layer(np.eye(IN, dtype="float32").repeat(200, 0))).reshape(IN, 200, IN)
+    signs = np.sign(y)
+    assert np.abs(signs.mean(1)).max() < 0.3
+
+
+def test_positions_have_signs_of_their_own():
+    layer = made(bias_posterior_fn=None)
+    y = numpy(layer(np.ones((2, 50, IN), "float32")))
+    assert len(np.unique(y[0].round(4), axis=0)) > 20
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_mean_gradient_is_that_of_every_estimator(layer):
     """Of a loss that is quadratic in the output, whose expectation is known.
@@ -174,6 +190,14 @@ def test_a_layer_built_frozen_can_be_thawed():
     layer.trainable = True
     assert len(layer.trainable_weights) == 3
     expected = numpy(layer.kernel.divergence()) / 7
+    np.testing.assert_allclose(numpy(sum(layer.losses)), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_the_divergence_stays_if_a_part_is_frozen(frozen):
+    layer = made(num_examples=7)
+    expected = numpy(layer.kernel.divergence()) / 7
+    layer.kernel.variables[frozen].trainable = False
     np.testing.assert_allclose(numpy(sum(layer.losses)), expected, rtol=1e-6)
 
 
@@ -273,6 +297,8 @@ def test_the_exact_posterior_of_linear_regression():
         ({"units": True}, "units=True"),
         ({"num_examples": 0}, "num_examples=0"),
         ({"num_examples": "5"}, "num_examples='5'"),
+        ({"num_examples": True}, "num_examples=True"),
+        ({"num_examples": float("inf")}, "num_examples=inf"),
         ({"kernel_prior_fn": 1.0}, "kernel_prior_fn=1.0"),
         ({"bias_prior_fn": MeanFieldNormal(is_singular=True)}, "bias_prior_fn.*infin"),
         ({"kernel_posterior_fn": ScaleMixturePrior()}, "kernel_posterior_fn=.*Mixture"),

@@ -44,6 +44,15 @@ def test_beta_of_every_epoch_reaches_the_loss(schedule, expected):
     np.testing.assert_allclose(parts, np.multiply(expected, full), rtol=1e-3)
 
 
+def test_beta_reaches_a_model_that_is_built_by_fit():
+    trained = keras.Sequential([DenseFlipout(1, num_examples=8)])
+    trained.compile(keras.optimizers.SGD(0.0), "mse", metrics=["mse"])
+    logs = trained.fit(X, Y, callbacks=[DivergenceAnnealing(4)], verbose=0).history
+    full = float(trained.layers[0].kernel.divergence()) / 8
+    part = logs["loss"][0] - logs["mse"][0]
+    np.testing.assert_allclose(part, full / 4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("number", [0, -1, float("nan")])
 def test_refuses_numbers(number):
     with pytest.raises(ValueError, match="num_examples"):

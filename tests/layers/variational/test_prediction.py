@@ -80,9 +80,13 @@ def test_a_sample_is_one_network_for_all_rows(layer):
     mean, std = numpy(q.mean()), numpy(q.stddev())
     assert (np.abs(kernel.mean(1) - mean) < 5 * std / 2000**0.5).all()
     np.testing.assert_allclose(kernel.std(1), std, rtol=0.1)
-    # Entries, and samples, are independent.
+    # Entries, those of the bias too, and samples are independent.
     z = ((kernel - mean[:, None]) / std[:, None]).transpose(1, 0, 2).reshape(2000, -1)
-    assert np.abs(np.corrcoef(z.T) - np.eye(12)).max() < 0.12
+    q = model.layers[0].bias_posterior
+    bias = (bias - numpy(q.mean())) / numpy(q.stddev())
+    np.testing.assert_allclose(bias.std(0), 1, rtol=0.1)
+    z = np.concatenate([z, bias], axis=1)
+    assert np.abs(np.corrcoef(z.T) - np.eye(15)).max() < 0.12
     assert abs(np.mean(z[1:] * z[:-1])) < 0.05
 
 
@@ -189,6 +193,48 @@ def test_a_layer_that_is_used_twice_has_one_weight_in_a_sample():
     assert not np.isclose(apart, 0, atol=1e-3).any()
 
 
+def test_layers_of_one_shape_have_weights_of_their_own():
+    options = {"kernel_posterior_fn": wide(), "bias_posterior_fn": None}
+    one, two = (DenseFlipout(3, **options) for _ in range(2))
+    x = keras.Input((4,))
+    model = keras.Model(x, [one(x), two(x)])
+    for layer in (one, two):
+        layer.kernel.variables[0].assign(np.zeros((4, 3)))
+    first, second = PosteriorSamples(model, 8, seed=0).predict(X, verbose=0)
+    assert not np.isclose(first, second).any()
+
+
+def test_in_branches():
+    """A weight's seed is not bound to the branch in which it was drawn first."""
+    layer = DenseFlipout(3, kernel_posterior_fn=wide())
+    layer.build((None, 4))
+
+    class Branches(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.inner = layer
+
+        def call(self, x):
+            positive = ops.sum(x) > 0
+            return ops.cond(positive, lambda: layer(x), lambda: layer(-x)) + layer(x)
+
+    drawn = PosteriorSamples(Branches(), 4, seed=0)
+    y = drawn.predict(np.abs(X), verbose=0)
+    alone = PosteriorSamples(keras.Sequential([keras.Input((4,)), layer]), 4, seed=0)
+    expected = 2 * alone.predict(np.abs(X), verbose=0)
+    np.testing.assert_allclose(y, expected, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("make", [PosteriorMean, lambda m: PosteriorSamples(m, 4, 3)])
+def test_within_a_functional_model_that_is_saved(make, tmp_path):
+    x = keras.Input((4,))
+    model = keras.Model(x, make(network())(x))
+    expected = model.predict(X, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_allclose(loaded.predict(X, verbose=0), expected, 1e-5, 1e-6)
+
+
 def test_every_member_of_an_ensemble_sees_every_sample():
     """A linear ensemble: its output is linear in each sample's own kernel."""
     flipout = DenseFlipout(3, kernel_posterior_fn=wide(), bias_posterior_fn=None)
@@ -216,6 +262,7 @@ def test_exported_by_keras(make, tmp_path):
     import tensorflow as tf
 
     predictor = make(network())
+    predictor(X)
     predictor.export(tmp_path / "model", verbose=False)
     served = tf.saved_model.load(tmp_path / "model")
     np.testing.assert_allclose(

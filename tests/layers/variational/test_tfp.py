@@ -216,6 +216,15 @@ def own_variable(dtype, shape, name, trainable, add_variable_fn):
     return tfd.Independent(tfd.Normal(tf.Variable(tf.zeros(shape)), 1.0), len(shape))
 
 
+def eager_scale(dtype, shape, name, trainable, add_variable_fn):
+    import tensorflow as tf
+    from tensorflow_probability import distributions as tfd
+
+    loc = add_variable_fn(name=f"{name}_loc", shape=shape)
+    rho = add_variable_fn(name=f"{name}_rho", shape=shape)
+    return tfd.Independent(tfd.Normal(loc, tf.nn.softplus(rho)), len(shape))
+
+
 def normal_of_another_shape(dtype, shape, name, trainable, add_variable_fn):
     from tensorflow_probability import distributions as tfd
 
@@ -230,6 +239,7 @@ def no_distribution(dtype, shape, name, trainable, add_variable_fn):
     "function, message",
     [
         (own_variable, "add_variable_fn"),
+        (eager_scale, "DeferredTensor"),
         (normal_of_another_shape, r"shape \(4, 3\)"),
         (no_distribution, "tfp.distributions.Distribution"),
     ],
