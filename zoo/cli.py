@@ -16,6 +16,7 @@ from pathlib import Path
 
 from .._version import __version__
 from . import placing
+from .interruption import insistent_interrupts
 from .native_log import native_log_to
 
 EXAMPLES = """\
@@ -49,7 +50,8 @@ def main(argv=None):
     except SystemExit as stop:  # argparse has printed what there is to say
         return stop.code or 0
     try:
-        with contextlib.nullcontext() if arguments.traceback else native_log_to():
+        log = contextlib.nullcontext() if arguments.traceback else native_log_to()
+        with insistent_interrupts(), log:
             arguments.run(arguments)
         sys.stdout.flush()
     except BrokenPipeError:

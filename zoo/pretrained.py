@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from . import hub, placing, registry, results
+from .interruption import insistent_interrupts
 from .native_log import native_log_to
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -61,7 +62,8 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     arguments.run_dir.mkdir(parents=True, exist_ok=True)
     try:
-        with native_log_to(arguments.run_dir / "tensorflow.log"):
+        log = native_log_to(arguments.run_dir / "tensorflow.log")
+        with insistent_interrupts(), log:
             _quiet()
             for name in arguments.models:
                 _make(name, arguments)

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from . import placing
+from .interruption import insistent_interrupts
 from .native_log import native_log_to
 
 SINGLE, ENSEMBLE = "resnet8_digits", "resnet8_batch_ensemble_digits"
@@ -70,7 +71,7 @@ def main(argv=None):
     arguments = parser.parse_args(argv)
     try:
         with _own(arguments.run_dir, arguments.fresh) as folder:
-            with native_log_to(folder / "tensorflow.log"):
+            with insistent_interrupts(), native_log_to(folder / "tensorflow.log"):
                 _run(folder, arguments.epochs, arguments.seed)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)

@@ -393,9 +393,12 @@ def test_an_interruption_is_said_in_one_line(here, tmp_path):
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for(tmp_path / "run/config.json", process)
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
+    try:
+        wait_for(tmp_path / "run/config.json", process)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
     assert process.returncode == 130
     assert out == "" and "Traceback" not in err
     assert err.endswith("\nkzoo: interrupted\n")

@@ -1,0 +1,53 @@
+import gc
+import signal
+import sys
+import time
+
+import pytest
+
+from kzoo.zoo.interruption import insistent_interrupts
+
+
+def collect_and_wait():
+    """Ctrl-C falls into a callback of the garbage collector; then work goes on."""
+    sent = []
+
+    def callback(phase, info):
+        if not sent:
+            sent.append(phase)
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.01)  # Here Python raises, and swallows it.
+
+    gc.callbacks.append(callback)
+    try:
+        gc.collect()
+    finally:
+        gc.callbacks.remove(callback)
+    assert sent
+    end = time.monotonic() + 5
+    while time.monotonic() < end:
+        time.sleep(0.01)
+
+
+def test_an_interrupt_that_is_swallowed_comes_again():
+    before = sys.unraisablehook
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), insistent_interrupts():
+        collect_and_wait()
+    assert time.monotonic() - start < 4
+    assert sys.unraisablehook is before
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_other_errors_are_reported_as_before(monkeypatch):
+    reported = []
+    monkeypatch.setattr(sys, "unraisablehook", reported.append)
+
+    class Fails:
+        def __del__(self):
+            raise ValueError("in a destructor")
+
+    with insistent_interrupts():
+        Fails()
+    (unraisable,) = reported
+    assert unraisable.exc_type is ValueError
