@@ -62,6 +62,9 @@ def test_readme_shows_what_was_measured():
 
 
 def test_the_variance_of_flipouts_gradients_falls_as_that_of_independent_draws():
-    for record in records("flipout_variance.jsonl"):
+    measured = records("flipout_variance.jsonl")
+    kinds = [(record["network"], record["seed"]) for record in measured]
+    assert sorted(kinds) == [(k, s) for k in ("conv", "dense") for s in (0, 1, 2)]
+    for record in measured:
         assert abs(record["slope"] + 1) <= 0.05
         assert record["c_of_shared"] <= 0.1

@@ -5,12 +5,6 @@ from keras import ops
 
 from ..ops.arguments import integer
 from .base import VariationalLayer
-from .distributions import (
-    MEAN_FIELD_NORMAL,
-    POINT,
-    STANDARD_NORMAL,
-    kl_divergence,
-)
 from .estimators import Flipout, LocalReparameterization, Reparameterization
 
 
@@ -21,31 +15,9 @@ class DenseVariational(VariationalLayer):
         self,
         units,
         activation=None,
-        *,
-        activity_regularizer=None,
-        kernel_posterior_fn=MEAN_FIELD_NORMAL,
-        kernel_prior_fn=STANDARD_NORMAL,
-        kernel_divergence_fn=kl_divergence,
-        bias_posterior_fn=POINT,
-        bias_prior_fn=None,
-        bias_divergence_fn=kl_divergence,
-        num_examples=None,
-        seed=None,
         **kwargs,
     ):
-        super().__init__(
-            activation=activation,
-            activity_regularizer=activity_regularizer,
-            kernel_posterior_fn=kernel_posterior_fn,
-            kernel_prior_fn=kernel_prior_fn,
-            kernel_divergence_fn=kernel_divergence_fn,
-            bias_posterior_fn=bias_posterior_fn,
-            bias_prior_fn=bias_prior_fn,
-            bias_divergence_fn=bias_divergence_fn,
-            num_examples=num_examples,
-            seed=seed,
-            **kwargs,
-        )
+        super().__init__(activation=activation, **kwargs)
         self.units = integer("units", units)
         self.supports_masking = True
 
