@@ -222,14 +222,14 @@ def _words(shape, seed):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        # Without bounds: all 2^32 words.
-        return tf.random.stateless_uniform(
-            shape,
-            tf.cast(seed, "int64"),
-            minval=None,
-            maxval=None,
-            dtype="uint32",
-            alg="philox",
+        # Philox with the seed for its key, as its authors allow: no two keys need be
+        # far apart. tf.random would first mix the seed, in forty more operations.
+        return tf.raw_ops.StatelessRandomUniformFullIntV2(
+            shape=shape,
+            key=tf.reshape(tf.bitcast(tf.cast(seed, "uint32"), "uint64"), [1]),
+            counter=np.zeros(2, "uint64"),
+            dtype=tf.uint32,
+            alg=1,  # Philox.
         )
     import jax
 

@@ -560,6 +560,8 @@ def check_float64(subject):
         return
     with Check("float64") as check:
         exact, double = subject.model(), subject.model(dtype="float64")
+        # Normal draws of the two agree only as far as float32 resolves their tails.
+        tol = 1e-1 if draws(exact.get_layer("subject"), subject, False) else 1e-4
         assign(double, values_of(exact))
         x = subject.inputs()
         outputs = double(x, training=False)
@@ -570,7 +572,7 @@ def check_float64(subject):
                     keras.backend.standardize_dtype(r.dtype),
                     "float64",
                 )
-            check.close("outputs under float64", r, e, 1e-4)
+            check.close("outputs under float64", r, e, tol)
 
 
 def leave_for_fresh_processes(subject):
