@@ -41,15 +41,25 @@ def train(model, batches):
     return losses
 
 
-def forward(model, x, training):
-    """A model's outputs, with as little compiling as the backend allows."""
+def forward(model, x, *modes):
+    """A model's outputs, one for each value of `training`, compiled once on JAX."""
     if keras.backend.backend() == "tensorflow":
-        return model(x, training=training)
+        return [model(x, training=mode) for mode in modes]
+    if not modes:
+        return []
     import jax
 
-    trainable, other = model.trainable_variables, model.non_trainable_variables
-    outputs, updated = jax.jit(model.stateless_call, static_argnames="training")(
-        [v.value for v in trainable], [v.value for v in other], x, training=training
+    @jax.jit
+    def run(trainable, other, x):
+        outputs = []
+        for mode in modes:
+            y, other = model.stateless_call(trainable, other, x, training=mode)
+            outputs.append(y)
+        return outputs, other
+
+    other = model.non_trainable_variables
+    outputs, updated = run(
+        [v.value for v in model.trainable_variables], [v.value for v in other], x
     )
     for variable, value in zip(other, updated, strict=True):
         variable.assign(value)

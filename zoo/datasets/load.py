@@ -7,7 +7,7 @@ import tensorflow_datasets as tfds
 
 # The builders of this package, imported when asked for; all others are
 # tensorflow-datasets' own.
-_BUILDERS = {"digits": ".digits"}
+_BUILDERS = {"digits": ".digits", "python_source": ".python_source"}
 
 
 def load(name, split=None, *, data_dir=None, as_supervised=True):
@@ -18,8 +18,8 @@ def load(name, split=None, *, data_dir=None, as_supervised=True):
     of several processes that prepare at once one provides it to all.
 
     Args:
-        name: A tensorflow-datasets name, such as `"digits"`, which is prepared
-            without a network, or `"cifar10"`, which is downloaded.
+        name: A tensorflow-datasets name: `"digits"` and `"python_source"` are prepared
+            without a network, others such as `"cifar10"` are downloaded.
         split: Which examples, such as `"train"` or `"train[:80%]+validation"`, or a
             list of those. Without one, all splits.
         data_dir: Folder of the prepared data sets. Defaults to the environment
