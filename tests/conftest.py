@@ -70,6 +70,15 @@ def contract_session(tmp_path_factory, pytestconfig):
     return harness.session.current
 
 
+def pytest_terminal_summary(terminalreporter):
+    seconds = harness.session.current.seconds if harness.session.current else []
+    if seconds:
+        terminalreporter.write_line(
+            f"contract: {len(seconds)} components, {sum(seconds) / len(seconds):.1f} s "
+            f"each, at most {max(seconds):.1f} s"
+        )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_folder(tmp_path_factory):
     """Prepared data sets go to a temporary folder, not to the user's."""

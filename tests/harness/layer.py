@@ -33,6 +33,7 @@ POLICIES = ("mixed_float16", "mixed_bfloat16")
 LOW = {"float16": 1e-2, "bfloat16": 1e-1}
 
 
+@session.timed
 def check_layer(
     layer_class,
     init_kwargs,

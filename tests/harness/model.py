@@ -24,6 +24,7 @@ from .training import (
 TOL = 1e-3
 
 
+@session.timed
 def check_model(name):
     """Checks a registered model against every generic point of the contract.
 

@@ -1,7 +1,9 @@
 """What one test session gathers for the processes that run at its end."""
 
+import functools
 import json
 import pathlib
+import time
 
 
 class Session:
@@ -16,6 +18,7 @@ class Session:
         self.folder = pathlib.Path(folder)
         self.full = full
         self.counts = {"exports": 0, "cases": 0}
+        self.seconds = []
 
     def new(self, kind, name):
         """Makes the folder of one more export or case."""
@@ -37,3 +40,15 @@ def get():
             "Received a call outside a pytest session"
         )
     return current
+
+
+def timed(check):
+    """Makes the running session note how long each call of a check takes."""
+
+    @functools.wraps(check)
+    def call(*args, **kwargs):
+        start = time.perf_counter()
+        check(*args, **kwargs)
+        get().seconds.append(time.perf_counter() - start)
+
+    return call
