@@ -20,11 +20,21 @@ from .variational.conv import (
     Conv3DLocalReparameterization,
     Conv3DReparameterization,
 )
+from .variational.conv_transpose import (
+    Conv2DTransposeFlipout,
+    Conv2DTransposeLocalReparameterization,
+    Conv2DTransposeReparameterization,
+)
 from .variational.conversion import from_bayesian, to_bayesian
 from .variational.dense import (
     DenseFlipout,
     DenseLocalReparameterization,
     DenseReparameterization,
+)
+from .variational.depthwise_conv import (
+    DepthwiseConv2DFlipout,
+    DepthwiseConv2DLocalReparameterization,
+    DepthwiseConv2DReparameterization,
 )
 from .variational.distributions import (
     MeanFieldNormal,

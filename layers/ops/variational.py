@@ -29,14 +29,16 @@ def flipout(linear, x, mean, perturbation, signs_in, signs_out):
         x: Tensor `[rows, ...]`.
         mean: W̄.
         perturbation: ΔW̃, shaped as the kernel.
-        signs_in: s: -1 or +1 for each row and input channel, to broadcast with x.
+        signs_in: s: -1 or +1 for each row and input channel, to broadcast with x; or
+            None, for +1.
         signs_out: r: -1 or +1 for each row and output channel, to broadcast with the
             output.
 
     Returns:
         Tensor, shaped as linear(x, W̄).
     """
-    return linear(x, mean) + linear(x * signs_in, perturbation) * signs_out
+    turned = x if signs_in is None else x * signs_in
+    return linear(x, mean) + linear(turned, perturbation) * signs_out
 
 
 def local_reparameterization(linear, x, mean, stddev, noise):

@@ -17,11 +17,76 @@ OF_PLAIN = (
 )
 
 
-class ConvVariational(VariationalLayer):
-    """y = φ(x * W + b), with W and b drawn from posteriors.
+class Convolution(VariationalLayer):
+    """What all kinds of convolutions share.
 
-    A subclass says what `plain` layer it is the counterpart of.
+    A subclass says what `plain` layer it is the counterpart of, which of its arguments
+    it takes (`of_plain`), and what the map is (`_kernel_shape`, `linear`).
     """
+
+    groups = 1
+
+    def _keep(self, *values):
+        """Keeps the plain layer's arguments, as that checks them."""
+        arguments = dict(zip(self.of_plain, values, strict=True))
+        # A name of its own is no number of Keras's count of names.
+        plain = self.plain(**arguments, name="plain")
+        for name in arguments:
+            setattr(self, name, getattr(plain, name))
+        self.channel_axis = 1 if self.data_format == "channels_first" else -1
+
+    def build(self, input_shape):
+        """Makes the parameters of the posteriors and priors."""
+        channels = input_shape[self.channel_axis]
+        if channels is None or channels % self.groups:
+            raise ValueError(
+                f"expected a number of channels that `groups={self.groups}` divides. "
+                f"Received: inputs of shape {tuple(input_shape)}"
+            )
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(self.kernel_size) + 2, axes={self.channel_axis: channels}
+        )
+        self.channels_out = self.compute_output_shape(input_shape)[self.channel_axis]
+        super().build(input_shape)
+
+    def _weight_shapes(self, input_shape):
+        kernel_shape = self._kernel_shape(input_shape[self.channel_axis])
+        return kernel_shape, (self.channels_out,)
+
+    def _at_channels(self, rows, channels):
+        positions = [1] * len(self.kernel_size)
+        if self.channel_axis == 1:
+            return (rows, channels, *positions)
+        return (rows, *positions, channels)
+
+    def _sign_shapes(self, input_shape):
+        rows, channels = input_shape[0], input_shape[self.channel_axis]
+        return (
+            self._at_channels(rows, channels),
+            self._at_channels(rows, self.channels_out),
+        )
+
+    def _bias_at_channels(self, bias):
+        return ops.reshape(bias, self._at_channels(1, self.channels_out))
+
+    def compute_output_shape(self, input_shape):
+        """Returns the plain layer's output shape."""
+        arguments = {name: getattr(self, name) for name in self.of_plain}
+        plain = self.plain(**arguments, name="plain")
+        return tuple(plain.compute_output_shape(input_shape))
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **{name: getattr(self, name) for name in self.of_plain},
+            **super().get_config(),
+        }
+
+
+class ConvVariational(Convolution):
+    """y = φ(x * W + b), with W and b drawn from posteriors."""
+
+    of_plain = OF_PLAIN
 
     def __init__(
         self,
@@ -37,49 +102,18 @@ class ConvVariational(VariationalLayer):
         **kwargs,
     ):
         super().__init__(activation=activation, **kwargs)
-        plain = self.plain(
+        self._keep(
             filters,
             kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            name="plain",  # No number of Keras's count of names.
-        )  # It checks the arguments.
-        for name in OF_PLAIN:
-            setattr(self, name, getattr(plain, name))
-        self.channel_axis = 1 if self.data_format == "channels_first" else -1
-
-    def build(self, input_shape):
-        """Makes the parameters of the posteriors and priors."""
-        channels = input_shape[self.channel_axis]
-        if channels is None or channels % self.groups:
-            raise ValueError(
-                f"expected a number of channels that `groups={self.groups}` divides. "
-                f"Received: inputs of shape {tuple(input_shape)}"
-            )
-        self.input_spec = keras.layers.InputSpec(
-            ndim=len(self.kernel_size) + 2, axes={self.channel_axis: channels}
+            strides,
+            padding,
+            data_format,
+            dilation_rate,
+            groups,
         )
-        super().build(input_shape)
 
-    def _weight_shapes(self, input_shape):
-        channels = input_shape[self.channel_axis] // self.groups
-        return (*self.kernel_size, channels, self.filters), (self.filters,)
-
-    def _at_channels(self, rows, channels):
-        positions = [1] * len(self.kernel_size)
-        if self.channel_axis == 1:
-            return (rows, channels, *positions)
-        return (rows, *positions, channels)
-
-    def _sign_shapes(self, input_shape):
-        rows, channels = input_shape[0], input_shape[self.channel_axis]
-        return self._at_channels(rows, channels), self._at_channels(rows, self.filters)
-
-    def _bias_at_channels(self, bias):
-        return ops.reshape(bias, self._at_channels(1, self.filters))
+    def _kernel_shape(self, channels):
+        return (*self.kernel_size, channels // self.groups, self.filters)
 
     def linear(self, x, kernel):
         """x * W."""
@@ -97,18 +131,6 @@ class ConvVariational(VariationalLayer):
             data_format=self.data_format,
             dilation_rate=self.dilation_rate,
         )
-
-    def compute_output_shape(self, input_shape):
-        """Returns the plain layer's output shape."""
-        arguments = {name: getattr(self, name) for name in OF_PLAIN}
-        return self.plain(**arguments, name="plain").compute_output_shape(input_shape)
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return {
-            **{name: getattr(self, name) for name in OF_PLAIN},
-            **super().get_config(),
-        }
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

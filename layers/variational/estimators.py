@@ -31,14 +31,19 @@ class Flipout:
 
         Args:
             posterior: q of the kernel.
-            sign_shapes: Shapes that broadcast with the inputs and with the outputs.
+            sign_shapes: Shapes that broadcast with the inputs and with the outputs;
+                None for the inputs', if r alone turns the sign of every entry.
             seed: As `kzoo.layers.ops.random` takes it.
             dtype: What to compute in.
         """
         if posterior.is_point:
             return None
         perturbation = ops.cast(posterior.perturbation(seed), dtype)
-        return perturbation, *(random_sign(s, seed, dtype) for s in sign_shapes)
+        signs = [
+            None if shape is None else random_sign(shape, seed, dtype)
+            for shape in sign_shapes
+        ]
+        return perturbation, *signs
 
     @staticmethod
     def apply(linear, x, posterior, noise):
