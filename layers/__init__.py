@@ -9,6 +9,11 @@ from .batch_ensemble.conv2d import Conv2DBatchEnsemble
 from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
 from .batch_ensemble.members import AverageMembers, TileMembers
+from .variational.attention import (
+    MultiHeadAttentionFlipout,
+    MultiHeadAttentionLocalReparameterization,
+    MultiHeadAttentionReparameterization,
+)
 from .variational.conv import (
     Conv1DFlipout,
     Conv1DLocalReparameterization,
@@ -48,5 +53,10 @@ from .variational.einsum_dense import (
     EinsumDenseFlipout,
     EinsumDenseLocalReparameterization,
     EinsumDenseReparameterization,
+)
+from .variational.embedding import (
+    EmbeddingFlipout,
+    EmbeddingLocalReparameterization,
+    EmbeddingReparameterization,
 )
 from .variational.prediction import PosteriorMean, PosteriorSamples

@@ -1,5 +1,6 @@
 """From a plain model to its Bayesian twin, and back."""
 
+import inspect
 import math
 import numbers
 import tempfile
@@ -8,11 +9,30 @@ import keras
 import numpy as np
 
 from ..ops.arguments import integer
-from . import conv, dense, einsum_dense
+from . import (
+    attention,
+    conv,
+    conv_transpose,
+    dense,
+    depthwise_conv,
+    einsum_dense,
+    embedding,
+)
 from .base import variational_layers
 from .distributions import STANDARD_NORMAL, MeanFieldNormal
 
 EINSUM_ARGUMENTS = ("equation", "output_shape", "bias_axes")
+EMBEDDING_ARGUMENTS = ("input_dim", "output_dim", "mask_zero")
+ATTENTION_ARGUMENTS = (
+    "num_heads",
+    "key_dim",
+    "value_dim",
+    "dropout",
+    "output_shape",
+    "attention_axes",
+    "sliding_window",
+    "use_gate",
+)
 # Plain layer -> (file of its counterparts, their common name, arguments they share)
 COUNTERPARTS = {
     keras.layers.Dense: (dense, "Dense", ("units",)),
@@ -20,7 +40,35 @@ COUNTERPARTS = {
     keras.layers.Conv1D: (conv, "Conv1D", conv.OF_PLAIN),
     keras.layers.Conv2D: (conv, "Conv2D", conv.OF_PLAIN),
     keras.layers.Conv3D: (conv, "Conv3D", conv.OF_PLAIN),
+    keras.layers.Conv2DTranspose: (
+        conv_transpose,
+        "Conv2DTranspose",
+        conv_transpose.OF_PLAIN,
+    ),
+    keras.layers.DepthwiseConv2D: (
+        depthwise_conv,
+        "DepthwiseConv2D",
+        depthwise_conv.OF_PLAIN,
+    ),
+    keras.layers.Embedding: (embedding, "Embedding", EMBEDDING_ARGUMENTS),
+    keras.layers.MultiHeadAttention: (
+        attention,
+        "MultiHeadAttention",
+        ATTENTION_ARGUMENTS,
+    ),
 }
+# What a plain layer's arguments call the weight that is `kernel` here.
+KERNELS = {
+    keras.layers.DepthwiseConv2D: "depthwise",
+    keras.layers.Embedding: "embeddings",
+}
+PROJECTIONS = (
+    "_query_dense",
+    "_key_dense",
+    "_value_dense",
+    "_gate_dense",
+    "_output_dense",
+)
 METHODS = {
     "flipout": "Flipout",
     "reparameterization": "Reparameterization",
@@ -41,10 +89,10 @@ def to_bayesian(
 ):
     """Makes the Bayesian twin of a plain model.
 
-    Each dense layer, einsum layer and convolution becomes the one of this package
-    that has a normal distribution over its kernel, N(μ, σ²) with μ the plain kernel;
-    biases stay points. σ is one number or, by the rule of MOPED, in proportion to the
-    weight:
+    Each dense layer, einsum layer, convolution, embedding and multi-head attention
+    becomes the one of this package that has a normal distribution over its kernel,
+    N(μ, σ²) with μ the plain kernel; biases stay points. σ is one number or, by the
+    rule of MOPED, in proportion to the weight:
 
         σ = δ |μ|.
 
@@ -111,18 +159,20 @@ def to_bayesian(
         file, kind, shared = COUNTERPARTS[type(layer)]
         config = layer.get_config()
         arguments = {n: config[n] for n in (*COMMON, *shared)}
-        arguments["activation"] = layer.activation
-        arguments["activity_regularizer"] = layer.activity_regularizer
+        if "activation" in config:
+            arguments["activation"] = layer.activation
+        arguments["activity_regularizer"] = _kept(layer, "activity_regularizer")
+        kernel = KERNELS.get(type(layer), "kernel")
         arguments["kernel_posterior_fn"] = MeanFieldNormal(
-            loc_regularizer=layer.kernel_regularizer,
-            loc_constraint=layer.kernel_constraint,
+            loc_regularizer=_kept(layer, f"{kernel}_regularizer"),
+            loc_constraint=_kept(layer, f"{kernel}_constraint"),
         )
         arguments["bias_posterior_fn"] = None
-        if layer.bias is not None:
+        if config.get("use_bias", getattr(layer, "bias", None) is not None):
             arguments["bias_posterior_fn"] = MeanFieldNormal(
                 is_singular=True,
-                loc_regularizer=layer.bias_regularizer,
-                loc_constraint=layer.bias_constraint,
+                loc_regularizer=_kept(layer, "bias_regularizer"),
+                loc_constraint=_kept(layer, "bias_constraint"),
             )
         return getattr(file, kind + METHODS[method])(
             **arguments,
@@ -132,7 +182,7 @@ def to_bayesian(
         )
 
     def fill(plain, bayesian):
-        mean = numpy(plain.kernel).astype("float64")
+        mean = numpy(_kernel(plain)).astype("float64")
         std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
         loc, untransformed = bayesian.kernel.variables[:2]
         eps = np.finfo(bayesian.kernel.dtype).eps
@@ -140,7 +190,7 @@ def to_bayesian(
         std = np.maximum(std - eps, eps)
         loc.assign(mean)
         untransformed.assign(std + np.log(-np.expm1(-std)))
-        if plain.bias is not None:
+        if bayesian.bias is not None:
             bayesian.bias.variables[0].assign(numpy(plain.bias))
 
     return _converted(model, convert, fill)
@@ -180,24 +230,28 @@ def from_bayesian(model):
         if type(layer) not in plain_classes:
             return None
         plain, shared = plain_classes[type(layer)]
+        takes = inspect.signature(plain).parameters
         config = layer.get_config()
         arguments = {n: config[n] for n in (*COMMON, *shared)}
-        arguments["activation"] = layer.activation
-        arguments["activity_regularizer"] = layer.activity_regularizer
-        if "bias_axes" not in shared:
-            arguments["use_bias"] = layer.bias is not None
-        elif layer.bias is None:
+        if "activation" in takes:
+            arguments["activation"] = layer.activation
+        arguments["activity_regularizer"] = _kept(layer, "activity_regularizer")
+        one = getattr(layer, "_query_dense", layer)  # Attention's are all alike.
+        if "use_bias" in takes:
+            arguments["use_bias"] = one.bias is not None
+        elif "bias_axes" in takes and one.bias is None:
             arguments["bias_axes"] = None
-        for part in ("kernel", "bias"):
-            function = getattr(layer, f"{part}_posterior_fn")
+        kernel = KERNELS.get(plain, "kernel")
+        for name, part in ((kernel, "kernel"), ("bias", "bias")):
+            function = getattr(one, f"{part}_posterior_fn")
             if isinstance(function, MeanFieldNormal):
-                arguments[f"{part}_regularizer"] = function.loc_regularizer
-                arguments[f"{part}_constraint"] = function.loc_constraint
+                arguments[f"{name}_regularizer"] = function.loc_regularizer
+                arguments[f"{name}_constraint"] = function.loc_constraint
         return plain(**arguments)
 
     def fill(bayesian, plain):
-        plain.kernel.assign(numpy(bayesian.kernel_posterior.mean()))
-        if plain.bias is not None:
+        _kernel(plain).assign(numpy(bayesian.kernel_posterior.mean()))
+        if bayesian.bias is not None:
             plain.bias.assign(numpy(bayesian.bias_posterior.mean()))
 
     return _converted(model, convert, fill)
@@ -209,7 +263,8 @@ def _converted(model, convert, fill):
     Args:
         model: A Sequential or functional model.
         convert: Function of a layer that returns its counterpart, or None to copy it.
-        fill: Function of a layer and its built counterpart that sets its weights.
+        fill: Function of a layer and its built counterpart that sets its weights; of
+            attention, called for each projection.
     """
     built = isinstance(model, keras.Sequential) and model.built
     if not built and not getattr(model, "inputs", None):
@@ -239,12 +294,26 @@ def _converted(model, convert, fill):
             f"with {kinds}"
         )
     for layer, found in converted:
-        fill(layer, found)
+        projections = [name for name in PROJECTIONS if hasattr(layer, name)]
+        for name in projections:
+            fill(getattr(layer, name), getattr(found, name))
+        if not projections:
+            fill(layer, found)
     for layer, found in copied:
         pairs = zip(layer._flatten_layers(), found._flatten_layers(), strict=True)
         for one, other in pairs:
             _copy_state(one, other)
     return made
+
+
+def _kept(layer, name):
+    """An argument of a layer; attention keeps those of its projections by itself."""
+    return getattr(layer, f"_{name}", None) or getattr(layer, name, None)
+
+
+def _kernel(plain):
+    """The variable that is the kernel of a plain layer."""
+    return plain.embeddings if hasattr(plain, "embeddings") else plain.kernel
 
 
 def _copy_state(layer, other):

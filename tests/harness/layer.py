@@ -50,7 +50,8 @@ def check_layer(
         init_kwargs: A dict of constructor arguments; values that are not the
             defaults test more.
         input_shape: A shape with its batch size, which the layer's maths allows,
-            or a list or dict of shapes.
+            or a list or dict of shapes; or a tuple of shapes, one for each of the
+            inputs that `call` takes apart.
         input_dtype: The inputs' dtype.
         call_kwargs: A dict of further arguments of `call`.
         tol: How close two ways to compute the same number must be in float32.
@@ -83,6 +84,10 @@ class Subject:
         self.cls = cls
         self.init_kwargs = init_kwargs
         self.shapes = input_shape
+        # Whether `call` takes the inputs as so many arguments.
+        self.apart = isinstance(input_shape, tuple) and isinstance(
+            input_shape[0], tuple
+        )
         self.dtype = input_dtype
         self.call_kwargs = call_kwargs
         self.tol = tol
@@ -123,7 +128,11 @@ class Subject:
     def call(self, layer, inputs, training):
         """Calls a layer the way Keras would in training or inference."""
         mode = {"training": training} if self.takes_training else {}
-        return layer(inputs, **self.call_kwargs, **mode)
+        return self.give(layer, inputs, **self.call_kwargs, **mode)
+
+    def give(self, function, inputs, **kwargs):
+        """Calls a function of the inputs, or of their shapes."""
+        return function(*(inputs if self.apart else [inputs]), **kwargs)
 
     def built(self, **overrides):
         """A new layer that has been called once."""
@@ -156,7 +165,8 @@ class Subject:
 
         inputs = self.map_shapes(entry)
         layer = self.make(name="subject", **overrides)
-        outputs = layer(keras.tree.map_structure(front, inputs), **self.call_kwargs)
+        fronts = keras.tree.map_structure(front, inputs)
+        outputs = self.give(layer, fronts, **self.call_kwargs)
         return keras.Model(inputs, outputs)
 
     def batches(self, count=STEPS):
@@ -206,7 +216,7 @@ def check_build(subject):
     """Weights are made once, by `build` alone, under names of their own."""
     with Check("build") as check:
         layer = subject.make()
-        layer.build(subject.map_shapes(lambda i, s: tuple(s)))
+        subject.give(layer.build, subject.map_shapes(lambda i, s: tuple(s)))
         check.that(layer.built, "expected build to set `built`", layer.built)
         paths = [v.path for v in layer.variables]
         subject.call(layer, subject.inputs(), False)
@@ -243,7 +253,8 @@ def check_shape(subject):
                         keras.backend.standardize_dtype(r.dtype),
                     )
         real = keras.tree.flatten(subject.call(layer, subject.inputs(), False))
-        stated = layer.compute_output_shape(subject.map_shapes(lambda i, s: tuple(s)))
+        shapes = subject.map_shapes(lambda i, s: tuple(s))
+        stated = subject.give(layer.compute_output_shape, shapes)
         stated = [stated] if len(real) == 1 and is_shape(stated) else list(stated)
         for s, r in zip(stated, real, strict=True):
             compare_shapes(check, "compute_output_shape", tuple(s), r.shape)
@@ -385,7 +396,7 @@ def check_mask(subject):
                     "the output mask's shape", tuple(m.shape), y.shape[: len(m.shape)]
                 )
         if "mask" in inspect.signature(subject.cls.call).parameters:
-            masked = layer(inputs, mask=mask, **subject.call_kwargs)
+            masked = subject.give(layer, inputs, mask=mask, **subject.call_kwargs)
             check.finite("outputs with a mask", masked)
 
 

@@ -16,6 +16,8 @@ from kzoo.layers import (
     from_bayesian,
     to_bayesian,
 )
+from kzoo.layers.variational.base import variational_layers
+from kzoo.layers.variational.conversion import METHODS
 from kzoo.zoo import build
 
 rng = np.random.default_rng(0)
@@ -121,7 +123,56 @@ def test_regularizers_go_over_and_the_divergence_is_added():
     np.testing.assert_allclose(numpy(sum(layer.losses)), expected, rtol=1e-5)
 
 
-def test_there_and_back():
+def attentive():
+    """An embedding, attention of all kinds, and convolutions of other kinds."""
+    ids = keras.Input((4,), dtype="int32")
+    x = keras.layers.Embedding(6, 4, mask_zero=True, embeddings_regularizer="l2")(ids)
+    x = keras.layers.MultiHeadAttention(2, 3, kernel_regularizer="l1")(
+        x, x, use_causal_mask=True
+    )
+    attention = keras.layers.MultiHeadAttention(
+        1, 2, use_bias=False, use_gate=True, output_shape=8, dropout=0.5
+    )
+    x = keras.layers.Reshape((4, 4, 2))(attention(x, x))
+    x = keras.layers.DepthwiseConv2D(
+        2, depth_multiplier=2, activation="tanh", depthwise_regularizer="l2"
+    )(x)
+    x = keras.layers.DepthwiseConv2D(2, use_bias=False)(x)
+    x = keras.layers.Conv2DTranspose(3, 2, strides=2, kernel_constraint="non_neg")(x)
+    x = keras.layers.Conv2DTranspose(2, 2, padding="same", use_bias=False)(x)
+    model = keras.Model(ids, x)
+    for w in model.weights:
+        w.assign(rng.normal(size=w.shape))
+    return model
+
+
+@pytest.mark.parametrize("method", list(METHODS))
+def test_embeddings_attention_and_other_convolutions(method):
+    model = attentive()
+    ids = np.array([[1, 2, 5, 0], [3, 1, 0, 0]], "int32")
+    twin = to_bayesian(model, method, num_examples=7, seed=1)
+    ours, theirs = PosteriorMean(twin)(ids), model(ids, training=False)
+    np.testing.assert_allclose(numpy(ours), numpy(theirs), 1e-4, 1e-4)
+    assert not np.allclose(numpy(twin(ids)), numpy(theirs), 1e-4)
+    kinds = [
+        "Embedding",
+        *["MultiHeadAttention"] * 2,
+        *["DepthwiseConv2D"] * 2,
+        *["Conv2DTranspose"] * 2,
+    ]
+    made = [type(x).__name__ for x in twin.layers if hasattr(x, "num_examples")]
+    assert made == [kind + METHODS[method] for kind in kinds]
+    assert all(x.num_examples == 7 for x in twin.layers if hasattr(x, "num_examples"))
+    # The regularizers are those of the means, beside the divergences.
+    divergences = sum(numpy(x.kernel.divergence()) for x in variational_layers(twin))
+    expected = numpy(sum(model.losses)) + divergences / 7
+    np.testing.assert_allclose(numpy(sum(twin.losses)), expected, 1e-4)
+    attention = twin.layers[3]
+    assert attention.query_dense.bias is None and attention.dropout == 0.5
+
+
+@pytest.mark.parametrize("plain", [plain, attentive])
+def test_there_and_back(plain):
     model = plain()
     back = from_bayesian(to_bayesian(model))
     for layer, other in zip(

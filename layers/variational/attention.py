@@ -1,0 +1,380 @@
+"""Multi-head attention with distributions over the weights of its projections."""
+
+import string
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..ops.arguments import integer
+from ..ops.random import bernoulli
+from .base import FUNCTIONS
+from .distributions import (
+    MEAN_FIELD_NORMAL,
+    POINT,
+    STANDARD_NORMAL,
+    kl_divergence,
+)
+from .einsum_dense import (
+    EinsumDenseFlipout,
+    EinsumDenseLocalReparameterization,
+    EinsumDenseReparameterization,
+)
+
+# Keras's arguments in whose place the posteriors' functions are.
+NOT_TAKEN = (
+    "use_bias",
+    "kernel_initializer",
+    "bias_initializer",
+    "kernel_regularizer",
+    "bias_regularizer",
+    "kernel_constraint",
+    "bias_constraint",
+)
+
+
+class Dropout(keras.layers.Dropout):
+    """Keras's dropout by draws that XLA does not change, and whose state is saved."""
+
+    def call(self, inputs, training=False):
+        """Returns the inputs, some of them 0 in training."""
+        if not training or not self.rate:
+            return inputs
+        keep = 1 - self.rate
+        seed, shape = self.seed_generator, ops.shape(inputs)
+        return inputs * bernoulli(shape, seed, keep, inputs.dtype) / keep
+
+    def save_own_variables(self, store):
+        """Saves the state of the random numbers, which Keras does not."""
+        if self.rate:
+            store["seed"] = self.seed_generator.state
+
+    def load_own_variables(self, store):
+        """Loads what `save_own_variables` saves."""
+        if self.rate:
+            self.seed_generator.state.assign(store["seed"])
+
+
+class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
+    """Attention whose projections draw their weights: `projection` is their class.
+
+    Keras's layer makes its projections in `build`; here they are made before, so that
+    whoever looks for variational layers finds them, and `build` builds them.
+    """
+
+    projection = None
+
+    def __init__(
+        self,
+        num_heads,
+        key_dim,
+        value_dim=None,
+        dropout=0.0,
+        *,
+        output_shape=None,
+        attention_axes=None,
+        sliding_window=None,
+        flash_attention=None,
+        use_gate=False,
+        activity_regularizer=None,
+        kernel_posterior_fn=MEAN_FIELD_NORMAL,
+        kernel_prior_fn=STANDARD_NORMAL,
+        kernel_divergence_fn=kl_divergence,
+        bias_posterior_fn=POINT,
+        bias_prior_fn=None,
+        bias_divergence_fn=kl_divergence,
+        num_examples=None,
+        seed=None,
+        **kwargs,
+    ):
+        for name in NOT_TAKEN:
+            if name in kwargs:
+                raise ValueError(
+                    "expected `kernel_posterior_fn` and `bias_posterior_fn` in place "
+                    f"of `{name}`. Received: {name}={kwargs[name]!r}"
+                )
+        if seed is not None:
+            seed = integer("seed", seed, 0)
+        super().__init__(
+            num_heads,
+            key_dim,
+            value_dim,
+            dropout,
+            output_shape=output_shape,
+            attention_axes=attention_axes,
+            sliding_window=sliding_window,
+            flash_attention=flash_attention,
+            use_gate=use_gate,
+            activity_regularizer=activity_regularizer,
+            seed=seed,
+            **kwargs,
+        )
+        self.flash_attention = flash_attention
+        seeds = np.random.default_rng(seed)
+
+        def project(name, equation, output_shape, bias_axes, activation=None):
+            return self.projection(
+                equation,
+                output_shape,
+                activation,
+                bias_axes,
+                activity_regularizer=self._activity_regularizer,
+                kernel_posterior_fn=kernel_posterior_fn,
+                kernel_prior_fn=kernel_prior_fn,
+                kernel_divergence_fn=kernel_divergence_fn,
+                bias_posterior_fn=bias_posterior_fn,
+                bias_prior_fn=bias_prior_fn,
+                bias_divergence_fn=bias_divergence_fn,
+                num_examples=num_examples,
+                seed=None if seed is None else int(seeds.integers(2**31)),
+                dtype=self.dtype_policy,
+                name=name,
+            )
+
+        # n: heads, h: a head's channels, c: the input's.
+        to_heads = "...c,cnh->...nh"
+        of_key = (self.num_heads, self.key_dim)
+        of_value = (self.num_heads, self.value_dim)
+        self._query_dense = project("query", to_heads, of_key, "nh")
+        self._key_dense = project("key", to_heads, of_key, "nh")
+        self._value_dense = project("value", to_heads, of_value, "nh")
+        if use_gate:
+            self._gate_dense = project("gate", to_heads, of_value, "nh", "sigmoid")
+        free = [letter for letter in string.ascii_letters if letter not in "nh"]
+        out = "".join(free[: len(self._output_shape or (None,))])
+        self._output_dense = project(
+            "attention_output", f"...nh,nh{out}->...{out}", self._output_shape, out
+        )
+
+    @property
+    def num_examples(self):
+        """N, what the divergences are divided by."""
+        return self._query_dense.num_examples
+
+    def build(self, query_shape, value_shape, key_shape=None):
+        """Makes the parameters of the projections' posteriors and priors."""
+        key_shape = value_shape if key_shape is None else key_shape
+        if tuple(value_shape[1:-1]) != tuple(key_shape[1:-1]):
+            raise ValueError(
+                "expected `value` and `key` to have equal axes but the last. Received: "
+                f"value of shape {tuple(value_shape)}, key of shape {tuple(key_shape)}"
+            )
+        if not self._output_shape:
+            self._output_dense.partial_output_shape = (query_shape[-1],)
+        self._query_dense.build(query_shape)
+        self._key_dense.build(key_shape)
+        self._value_dense.build(value_shape)
+        if self._use_gate:
+            self._gate_dense.build(query_shape)
+        self._output_dense.build((*query_shape[:-1], self.num_heads, self.value_dim))
+        self._build_attention(len(query_shape) + 1)
+
+    def _build_attention(self, rank):
+        super()._build_attention(rank)
+        self._tracker.untrack(self._dropout_layer)  # Keras's, whose draws XLA changes.
+        self._dropout_layer = Dropout(
+            self.dropout, seed=self.seed, dtype=self.dtype_policy, name="dropout"
+        )
+
+    def _compute_attention(
+        self,
+        query,
+        key,
+        value,
+        attention_mask=None,
+        training=None,
+        return_attention_scores=False,
+    ):
+        # JAX's fused attention, which Keras takes where nobody asks for the scores,
+        # refuses values of another size than keys.
+        scores = return_attention_scores or self.value_dim != self.key_dim
+        return super()._compute_attention(
+            query, key, value, attention_mask, training, scores
+        )
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        config = super().get_config()
+        for name in NOT_TAKEN:
+            del config[name]
+        of_projection = self._query_dense.get_config()
+        return {
+            **config,
+            "flash_attention": self.flash_attention,
+            **{name: of_projection[name] for name in (*FUNCTIONS, "num_examples")},
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a layer from what `get_config` returns."""
+        functions = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in FUNCTIONS
+            if name in config
+        }
+        return super().from_config({**config, **functions})
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class MultiHeadAttentionFlipout(MultiHeadAttentionVariational):
+    """Multi-head attention with distributions over its weights, estimated by Flipout.
+
+    Query, key and value are projected to heads h, attention weighs the values, and the
+    heads are projected to the output:
+
+        Q_h = x_q W_h^Q,   K_h = x_k W_h^K,   V_h = x_v W_h^V,
+        y = Σ_h softmax(Q_h K_hᵀ / sqrt(d_k)) V_h W_h^O,
+
+    and biases b. Each of the four weights W (five with `use_gate`) is drawn from a
+    posterior of its own and estimated as `kzoo.layers.EinsumDenseFlipout` does, which
+    the projections are: `layer.query_dense`, `key_dense`, `value_dense`,
+    `output_dense`. They have signs of their own for each row and each position, so
+    that two positions of a sequence are projected by weights that are uncorrelated,
+    not by one weight. (By one weight in all positions, where that matters:
+    `MultiHeadAttentionReparameterization`, or `kzoo.layers.PosteriorSamples`.) The
+    softmax is not linear: the output's mean is not the output at the means.
+
+    The divergence of each weight is added to the model's losses once a step, as
+    `kzoo.layers.DenseFlipout` says. Takes `keras.layers.MultiHeadAttention`'s
+    arguments, those after `dropout` by name, but for `use_bias` and the initializers,
+    regularizers and constraints, which the functions of the posteriors have.
+
+    Reference: Wen, Vicol, Ba, Tran, Grosse, "Flipout: Efficient Pseudo-Independent
+    Weight Perturbations on Mini-Batches", 2018. https://arxiv.org/abs/1803.04386;
+    Vaswani et al., "Attention Is All You Need", 2017.
+    https://arxiv.org/abs/1706.03762
+
+    Args:
+        num_heads: Number of heads.
+        key_dim: d_k, a head's size of query and key.
+        value_dim: A head's size of value. Defaults to `key_dim`.
+        dropout: Rate at which attention's weights are dropped in training.
+        output_shape: Sizes of the output's last axes. Defaults to the query's last.
+        attention_axes: Axes that are attended over. Defaults to all between the
+            batch's and the last.
+        sliding_window: How far a position attends, as Keras counts it. Defaults to any.
+        flash_attention: Whether to use the backend's flash attention.
+        use_gate: Whether a projection of the query gates the heads.
+        activity_regularizer: Of the projections' outputs.
+        kernel_posterior_fn: As `kzoo.layers.DenseFlipout`'s, and so the following:
+            makes q of each of the projections' kernels.
+        kernel_prior_fn: Makes the kernels' priors.
+        kernel_divergence_fn: Their divergence.
+        bias_posterior_fn: Makes the biases' posteriors. None: no biases.
+        bias_prior_fn: Makes the biases' priors. Defaults to none.
+        bias_divergence_fn: Their divergence.
+        num_examples: N, what the divergences are divided by.
+        seed: An integer of at least 0, for the same draws again: each projection gets
+            a seed of its own from it.
+        **kwargs: `keras.layers.Layer`'s arguments.
+
+    Call arguments:
+        query: Tensor.
+        value: Tensor.
+        key: Tensor. Defaults to `value`.
+        attention_mask: Where a position may attend to another, `[B, T, S]`; beside the
+            masks that the tensors have.
+        return_attention_scores: Whether to return attention's weights too.
+        training: Whether to drop weights out.
+        use_causal_mask: Whether to hide later positions.
+
+    Input shape:
+        Query `[B, T, channels]`; value and key `[B, S, channels]`, each with channels
+        of its own.
+
+    Output shape:
+        `[B, T, query's channels]`, or `[B, T, *output_shape]`; attention's weights
+        `[B, num_heads, T, S]`.
+
+    Raises:
+        ValueError: If an argument is out of range; when built, as `DenseFlipout`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.layers import MultiHeadAttentionFlipout
+    >>> layer = MultiHeadAttentionFlipout(num_heads=2, key_dim=4, num_examples=1000)
+    >>> x = np.ones((3, 7, 5), "float32")
+    >>> layer(x, x, use_causal_mask=True).shape == (3, 7, 5)
+    True
+    """
+
+    projection = EinsumDenseFlipout
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class MultiHeadAttentionReparameterization(MultiHeadAttentionVariational):
+    """Multi-head attention with distributions over its weights, drawn once a call.
+
+    All rows and positions share one draw of each weight, W ~ q. See
+    `MultiHeadAttentionFlipout`, which differs in the estimator alone.
+
+    Reference: Blundell, Cornebise, Kavukcuoglu, Wierstra, "Weight Uncertainty in
+    Neural Networks", 2015. https://arxiv.org/abs/1505.05424
+
+    Args:
+        **kwargs: `MultiHeadAttentionFlipout`'s arguments.
+
+    Call arguments:
+        query: As `MultiHeadAttentionFlipout`'s, and so the others.
+
+    Input shape:
+        Query `[B, T, channels]`; value and key `[B, S, channels]`.
+
+    Output shape:
+        `[B, T, query's channels]`, or `[B, T, *output_shape]`.
+
+    Raises:
+        ValueError: As `MultiHeadAttentionFlipout`, but any posterior is taken.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.layers import MultiHeadAttentionReparameterization
+    >>> layer = MultiHeadAttentionReparameterization(num_heads=2, key_dim=4)
+    >>> x = np.ones((3, 7, 5), "float32")
+    >>> layer(x, x).shape == (3, 7, 5)
+    True
+    """
+
+    projection = EinsumDenseReparameterization
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class MultiHeadAttentionLocalReparameterization(MultiHeadAttentionVariational):
+    """Multi-head attention with distributions over its weights; projections are drawn.
+
+    Each number that is projected has the distribution it has under a normal posterior
+    N(W̄, σ²), and is drawn for itself: x W̄ + ε ∘ sqrt(x² σ²), with ε ~ N(0, 1). See
+    `MultiHeadAttentionFlipout`, which differs in the estimator alone.
+
+    Reference: Kingma, Salimans, Welling, "Variational Dropout and the Local
+    Reparameterization Trick", 2015. https://arxiv.org/abs/1506.02557
+
+    Args:
+        **kwargs: `MultiHeadAttentionFlipout`'s arguments.
+
+    Call arguments:
+        query: As `MultiHeadAttentionFlipout`'s, and so the others.
+
+    Input shape:
+        Query `[B, T, channels]`; value and key `[B, S, channels]`.
+
+    Output shape:
+        `[B, T, query's channels]`, or `[B, T, *output_shape]`.
+
+    Raises:
+        ValueError: As `MultiHeadAttentionFlipout`; when built, if a posterior is not
+            normal.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.layers import MultiHeadAttentionLocalReparameterization
+    >>> layer = MultiHeadAttentionLocalReparameterization(num_heads=2, key_dim=4)
+    >>> x = np.ones((3, 7, 5), "float32")
+    >>> layer(x, x).shape == (3, 7, 5)
+    True
+    """
+
+    projection = EinsumDenseLocalReparameterization
