@@ -59,4 +59,5 @@ from .variational.embedding import (
     EmbeddingLocalReparameterization,
     EmbeddingReparameterization,
 )
+from .variational.legacy import load_legacy_weights
 from .variational.prediction import PosteriorMean, PosteriorSamples

@@ -20,8 +20,8 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("layers", "optimizers", "zoo")
 
-# Modules whose examples need TensorFlow's graphs.
-TENSORFLOW = {"kzoo.zoo.export"}
+# Modules whose examples need TensorFlow's graphs or layers.
+TENSORFLOW = {"kzoo.layers.variational.legacy", "kzoo.zoo.export"}
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -19,7 +19,7 @@ from . import (
     embedding,
 )
 from .base import variational_layers
-from .distributions import STANDARD_NORMAL, MeanFieldNormal
+from .distributions import STANDARD_NORMAL, MeanFieldNormal, inverse_softplus
 
 EINSUM_ARGUMENTS = ("equation", "output_shape", "bias_axes")
 EMBEDDING_ARGUMENTS = ("input_dim", "output_dim", "mask_zero")
@@ -185,11 +185,8 @@ def to_bayesian(
         mean = numpy(_kernel(plain)).astype("float64")
         std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
         loc, untransformed = bayesian.kernel.variables[:2]
-        eps = np.finfo(bayesian.kernel.dtype).eps
-        # softplus⁻¹(s) = s + log(1 - exp(-s)) of s = σ - ε.
-        std = np.maximum(std - eps, eps)
         loc.assign(mean)
-        untransformed.assign(std + np.log(-np.expm1(-std)))
+        untransformed.assign(inverse_softplus(std, bayesian.kernel.dtype))
         if bayesian.bias is not None:
             bayesian.bias.variables[0].assign(numpy(plain.bias))
 

@@ -339,3 +339,16 @@ def softplus(untransformed_scale):
     dtype = keras.backend.standardize_dtype(untransformed_scale.dtype)
     eps = float(np.finfo(dtype).eps)
     return eps + ops.softplus(untransformed_scale)
+
+
+def inverse_softplus(stddev, dtype):
+    """ρ of σ = ε + softplus(ρ), as a NumPy array; of σ = 2 ε where σ is less.
+
+    Args:
+        stddev: σ, a NumPy array.
+        dtype: The dtype that ρ is for, which has the ε.
+    """
+    eps = float(np.finfo(keras.backend.standardize_dtype(dtype)).eps)
+    # softplus⁻¹(s) = s + log(1 - exp(-s)) of s = σ - ε.
+    s = np.maximum(stddev.astype("float64") - eps, eps)
+    return s + np.log(-np.expm1(-s))
