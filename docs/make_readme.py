@@ -20,7 +20,7 @@ import numpy as np
 import kzoo.layers
 import kzoo.optimizers
 import kzoo.zoo
-from kzoo.zoo import metrics, registry, results
+from kzoo.zoo import losses, metrics, registry, results
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -42,18 +42,24 @@ def purpose(item):
 
 
 def catalogue():
-    """Returns the tables of layers, optimizers, metrics and models."""
+    """Returns the tables of layers, optimizers, losses, metrics, models."""
     lines = []
     for title, index in (
         ("layers", kzoo.layers),
         ("optimizers", kzoo.optimizers),
+        ("zoo.losses", losses),
         ("zoo.metrics", metrics),
     ):
         lines += [f"| `kzoo.{title}` | |", "|---|---|"]
         for name, item in public(index).items():
             lines.append(f"| `{name}` | {purpose(item)} |")
         lines.append("")
-    lines += ["| `kzoo.zoo.build(...)` | |", "|---|---|"]
+    lines += ["| `kzoo.zoo` | |", "|---|---|"]
+    for name in kzoo.zoo.__all__:
+        item = getattr(kzoo.zoo, name)
+        if hasattr(item, "get_config"):  # What a saved model's file refers to.
+            lines.append(f"| `{name}` | {purpose(item)} |")
+    lines += ["", "| `kzoo.zoo.build(...)` | |", "|---|---|"]
     for name in registry.list_models():
         lines.append(f"| `{name}` | {registry.info(name).description} |")
     return "\n".join(lines)

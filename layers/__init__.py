@@ -9,6 +9,7 @@ from .batch_ensemble.conv2d import Conv2DBatchEnsemble
 from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
 from .batch_ensemble.members import AverageMembers, TileMembers
+from .mean_and_variance import MeanAndVariance
 from .variational.attention import (
     MultiHeadAttentionFlipout,
     MultiHeadAttentionLocalReparameterization,

@@ -15,6 +15,7 @@ import pytest
 import kzoo.layers
 import kzoo.optimizers
 import kzoo.zoo
+import kzoo.zoo.losses
 import kzoo.zoo.metrics
 from harness.configs import check_registration
 from harness.docs import check_docstring
@@ -36,6 +37,7 @@ INDEXES = {
     "layers": kzoo.layers,
     "optimizers": kzoo.optimizers,
     "zoo": kzoo.zoo,
+    "zoo/losses": kzoo.zoo.losses,
     "zoo/metrics": kzoo.zoo.metrics,
 }
 # The kinds of components, with the harness's check of each.
@@ -45,6 +47,7 @@ KINDS = {
     keras.layers.Layer: ("layer", "check_layer"),
     keras.optimizers.Optimizer: ("optimizer", "check_optimizer"),
     keras.metrics.Metric: ("metric", "check_metric"),
+    keras.losses.Loss: ("loss", None),
 }
 # Which of the package's parts each part may import.
 MAY_IMPORT = {
@@ -202,7 +205,7 @@ def test_an_unsupported_backend_is_refused():
         assert message.endswith("Received: 'numpy'"), message
 
 
-MODULES = ["kzoo.layers", "kzoo.optimizers", "kzoo.zoo.metrics"]
+MODULES = ["kzoo.layers", "kzoo.optimizers", "kzoo.zoo.metrics", "kzoo.zoo.losses"]
 REFUSED = f"""
 import importlib
 for module in {MODULES}:

@@ -9,6 +9,7 @@ from .registry import ModelInfo, build, info, list_models, register_model
 # whatever else the function would bring with it. (Not `export`, which its own module
 # of that name would hide once it is imported.)
 _LAZY = {
+    "EvolutionStrategies": ".training",
     "classification": ".predictive",
     "download": ".hub",
     "evaluate": ".training",
@@ -18,6 +19,7 @@ _LAZY = {
 }
 
 __all__ = [
+    "EvolutionStrategies",
     "ModelInfo",
     "build",
     "classification",
@@ -28,6 +30,7 @@ __all__ = [
     "info",
     "list_models",
     "load",
+    "losses",
     "metrics",
     "models",
     "register_model",

@@ -46,8 +46,8 @@ def export(
     distributions over its weights computes with their means there, and has a third
     signature, `sampling`, with two more inputs: `samples`, K, and `seed`, both
     scalars. It computes with K draws of the weights, which take the place of members
-    in a classifier's outputs; those of another `function` have an axis of K after
-    the batch's. Equal seeds give equal draws. Inputs keep their
+    in the outputs of classifiers and regressors; those of another `function` have an
+    axis of K after the batch's. Equal seeds give equal draws. Inputs keep their
     names and shapes: a batch of unknown size stays so. `float16` and `bfloat16` inputs
     and outputs become float32, which every client can send and read. The folder also
     holds warm-up requests for `serving_default`, which servers replay while loading.
@@ -67,7 +67,9 @@ def export(
         function: A function from the model's inputs, as the model takes them, to a
             dict of tensors. The default is `kzoo.zoo.predictive.classification(model)`:
             `probabilities`, `member_probabilities`, `predictive_entropy` and
-            `mutual_information` of a classifier that ends in logits `[B, C]`.
+            `mutual_information` of a classifier that ends in logits `[B, C]`; or, for
+            a model that ends in `kzoo.layers.MeanAndVariance`,
+            `kzoo.zoo.predictive.regression(model)`.
         example: {input: array}, a valid batch, with which the SavedModel is compared
             and warmed up. The default is drawn: floats uniform in [0, 1), zeros for
             integers, empty strings, False.
@@ -116,7 +118,7 @@ def export(
         )
     specs = _specs(model)
     sampling = _sampling(model, function, specs)
-    function = _classification(model) if function is None else function
+    function = _prediction(model) if function is None else function
     example = _example(specs) if example is None else _checked(example, specs)
 
     folder = Path(base_path) / name
@@ -187,15 +189,18 @@ def _structure(model):
     return model.inputs[0] if isinstance(model, keras.Sequential) else model.input
 
 
-def _classification(model):
-    """The default function, of models that look like classifiers."""
-    from .predictive import classification
+def _prediction(model):
+    """The default function, of regressors and of what looks like classifiers."""
+    from .predictive import classification, is_regressor, regression
 
+    if is_regressor(model):
+        return regression(model)
     outputs = model.outputs
     tensor = outputs[0]
     if len(outputs) != 1 or len(tensor.shape) != 2 or (tensor.shape[1] or 0) < 2:
         raise ValueError(
-            "Expected a classifier, with one output of logits [B, C], or an argument "
+            "Expected a classifier, with one output of logits [B, C], a regressor that "
+            "ends in kzoo.layers.MeanAndVariance, or an argument "
             "`function` from the model's inputs to a dict of outputs, as `lambda x: "
             f"{{'y': model(x, training=False)}}`. Received: outputs {outputs}"
         )
@@ -207,7 +212,12 @@ def _sampling(model, function, specs):
     import tensorflow as tf
 
     from ..layers.variational.mode import at_posterior_samples
-    from .predictive import is_variational, sampled_classification
+    from .predictive import (
+        is_regressor,
+        is_variational,
+        sampled_classification,
+        sampled_regression,
+    )
 
     if not is_variational(model):
         return None
@@ -218,7 +228,8 @@ def _sampling(model, function, specs):
             f"{list(SAMPLING_INPUTS)}. Received: inputs {sorted(taken)}"
         )
     if function is None:
-        predict = sampled_classification(model)
+        sampled = sampled_regression if is_regressor(model) else sampled_classification
+        predict = sampled(model)
     else:
         predict = partial(at_posterior_samples, function)
 

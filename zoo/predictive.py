@@ -1,9 +1,9 @@
-"""From a classifier to its predictions and their uncertainty."""
+"""From a classifier or regressor to its predictions and their uncertainty."""
 
 import keras
 from keras import ops
 
-from ..layers import AverageMembers
+from ..layers import AverageMembers, MeanAndVariance
 from ..layers.ops.batch_ensemble import split_members
 from ..layers.ops.uncertainty import (
     at_least_float32,
@@ -115,6 +115,122 @@ def sampled_classification(model):
     return predict
 
 
+def is_regressor(model):
+    """Returns whether a model ends in means and variances."""
+    return isinstance(_last_layer(model), MeanAndVariance)
+
+
+def regression(model):
+    """Gives a regressor's means and variances names, and the variance its parts.
+
+    With μ_m and σ_m² the mean and variance that draw m of M gives to a target, the
+    mixture of their normal distributions has
+
+        mean μ = (1/M) sum_m μ_m,
+        variance (1/M) sum_m σ_m² + (1/M) sum_m (μ_m - μ)²:
+
+    noise that no data would remove (aleatoric), and what the draws do not agree on
+    (epistemic).
+
+    - `mean`, `variance`: of the mixture, `[B, T]`;
+    - `aleatoric_variance`, `epistemic_variance`: the variance's parts, `[B, T]`;
+    - `member_means`, `member_variances`: μ_m and σ_m², `[B, M, T]`.
+
+    Layers with distributions over their weights compute with the means of them, so
+    that M is 1; see `sampled_regression` for draws.
+
+    Reference: Kendall, Gal, "What Uncertainties Do We Need in Bayesian Deep Learning
+    for Computer Vision?", 2017. https://arxiv.org/abs/1703.04977
+
+    Args:
+        model: A `keras.Model` that ends in `kzoo.layers.MeanAndVariance`, `[B, T, 2]`.
+
+    Returns:
+        Function of a batch of inputs to a dict of the above, tensors of at least
+        float32. It can be traced and compiled.
+
+    Raises:
+        ValueError: If the model does not end so.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.zoo import build
+    >>> from kzoo.zoo.predictive import regression
+    >>> outputs = regression(build("mlp_regressor"))(np.zeros((2, 10), "float32"))
+    >>> tuple(outputs["variance"].shape), float(outputs["epistemic_variance"][0, 0])
+    ((2, 1), 0.0)
+    """
+    _check_regressor(model)
+
+    def predict(inputs):
+        rows = at_posterior_mean(model, inputs, training=False)
+        return _of_normals(ops.expand_dims(rows, 1))
+
+    return predict
+
+
+def sampled_regression(model):
+    """Gives the predictions of draws from a Bayesian regressor, and uncertainty.
+
+    As `regression`, with M = K draws from the posteriors.
+
+    Args:
+        model: A `keras.Model` with variational layers that ends in
+            `kzoo.layers.MeanAndVariance`, `[B, T, 2]`.
+
+    Returns:
+        Function of a batch of inputs, K and a seed, as
+        `kzoo.layers.variational.mode.at_posterior_samples` takes them, to the dict that
+        `regression` describes. It can be traced and compiled.
+
+    Raises:
+        ValueError: If the model does not end so.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.zoo import build
+    >>> from kzoo.zoo.predictive import sampled_regression
+    >>> predict = sampled_regression(build("mlp_regressor_flipout"))
+    >>> outputs = predict(np.zeros((2, 10), "float32"), 16, seed=0)
+    >>> tuple(outputs["member_means"].shape)
+    (2, 16, 1)
+    """
+    _check_regressor(model)
+
+    def predict(inputs, samples, seed):
+        def rows(inputs):
+            return model(inputs, training=False)
+
+        return _of_normals(at_posterior_samples(rows, inputs, samples, seed))
+
+    return predict
+
+
+def _of_normals(members):
+    """The dict of `regression`, from means and variances `[B, M, T, 2]`."""
+    members = at_least_float32(members)
+    means, variances = members[..., 0], members[..., 1]
+    aleatoric, epistemic = ops.mean(variances, axis=1), ops.var(means, axis=1)
+    return {
+        "mean": ops.mean(means, axis=1),
+        "variance": aleatoric + epistemic,
+        "aleatoric_variance": aleatoric,
+        "epistemic_variance": epistemic,
+        "member_means": means,
+        "member_variances": variances,
+    }
+
+
+def _check_regressor(model):
+    if not is_regressor(model):
+        raise ValueError(
+            "The model must end in `kzoo.layers.MeanAndVariance`. Received: model "
+            f"{model.name!r}, whose last layer is {type(_last_layer(model)).__name__}"
+        )
+
+
 def _of_members(logits):
     """The dict of `classification`, from the members' logits `[B, M, C]`."""
     probs = ops.softmax(at_least_float32(logits), axis=-1)
@@ -127,6 +243,11 @@ def _of_members(logits):
 
 
 def _check_logits(model):
+    if is_regressor(model):
+        raise ValueError(
+            "The model must end in logits, not in means and variances. Received: model "
+            f"{model.name!r}, a regressor"
+        )
     last = _last_layer(model)
     # The layer Softmax, or the operation of keras.ops, whose class is not public.
     function = type(last).__name__.lower()

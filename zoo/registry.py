@@ -58,7 +58,8 @@ def register_model(
         input_shape: Shape of one example, as the data set gives it.
         paper: Address of the paper.
         task: What the model predicts. Defaults to `"classification"`, whose models
-            end in logits.
+            end in logits; those of `"regression"` end in
+            `kzoo.layers.MeanAndVariance`.
         backends: The Keras backends it runs on. Defaults to all that kzoo supports.
         recipe: dict of arguments of `kzoo.zoo.train`, which are then its defaults
             for this model.
@@ -124,8 +125,8 @@ def list_models(pattern="*"):
     Example:
 
     >>> from kzoo.zoo import list_models
-    >>> list_models("resnet8*digits")
-    ['resnet8_batch_ensemble_digits', 'resnet8_digits']
+    >>> list_models("lenet5*")
+    ['lenet5_digits', 'lenet5_flipout_digits']
     """
     _load()
     return sorted(fnmatch.filter(_MODELS, pattern))

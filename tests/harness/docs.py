@@ -26,6 +26,7 @@ SECTIONS = {
     ),
     "optimizer": ("Args", "Raises", "Reference", "Example"),
     "metric": ("Args", "Raises", "Reference", "Example"),
+    "loss": ("Args", "Call arguments", "Raises", "Reference", "Example"),
     "class": (),
     "function": (),
 }

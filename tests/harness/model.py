@@ -46,13 +46,18 @@ def check_model(name):
 
 
 class Subject:
-    """A registered classifier and small batches to train it with."""
+    """A registered model and small batches to train it with."""
 
     def __init__(self, name):
-        from kzoo.zoo.predictive import classification
+        from kzoo.zoo import info
+        from kzoo.zoo.predictive import ensemble_size, is_variational
 
         self.name = name
-        self.members, _ = classification(self.build())
+        self.is_regressor = info(name).task == "regression"
+        model = self.build()
+        self.members = ensemble_size(model)
+        # Whose draws the other backend has otherwise.
+        self.random = ("outputs", "steps") if is_variational(model) else ()
 
     def build(self, **overrides):
         """A fresh model, whose weights are always the same."""
@@ -63,28 +68,44 @@ class Subject:
 
     def compiled(self, mode):
         """A fresh compiled model."""
+        from kzoo.zoo.losses import GaussianNegativeLogLikelihood
+
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        if self.is_regressor:
+            loss = GaussianNegativeLogLikelihood()
         model = self.build()
-        model.compile(
-            keras.optimizers.SGD(0.01, momentum=0.9),
-            keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-            **mode,
-        )
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, **mode)
         return model
 
-    def images(self, count, seed=0):
+    def predict(self, model):
+        """A function from inputs to the dict that the model's export answers."""
+        from kzoo.zoo.predictive import classification, regression
+
+        return regression(model) if self.is_regressor else classification(model)[1]
+
+    def inputs(self, count, seed=0):
         """Examples in the range that the data sets have."""
         from kzoo.zoo import info
 
-        shape = (count, *info(self.name).input_shape)
-        numbers = np.random.default_rng(seed)
+        numbers, found = np.random.default_rng(seed), info(self.name)
+        if found.dataset == "diabetes":
+            from sklearn.datasets import load_diabetes
+
+            rows = load_diabetes(scaled=False).data.astype("float32")
+            return rows[numbers.integers(0, len(rows), count)]
+        shape = (count, *found.input_shape)
         return numbers.integers(0, 17, shape).astype("float32")
 
     def batches(self, count):
         """Training batches, two rows a member."""
-        classes, found = self.build().output_shape[-1], []
+        shape, found = self.build().output_shape, []
         for i in range(count):
-            x = self.images(2 * self.members, seed=i)
-            found.append((x, np.random.default_rng(i).integers(0, classes, len(x))))
+            x, numbers = self.inputs(2 * self.members, seed=i), np.random.default_rng(i)
+            if self.is_regressor:
+                y = numbers.normal(size=(len(x), shape[1])).astype("float32")
+            else:
+                y = numbers.integers(0, shape[1], len(x))
+            found.append((x, y))
         return found
 
 
@@ -137,7 +158,8 @@ def check_build(subject):
 
 def check_save(subject):
     """Saved and loaded, or cloned, it answers equally."""
-    model, x = subject.build(), subject.images(3)
+    model, x = subject.build(), subject.inputs(3)
+    start = [v.numpy() for v in model.variables]  # The states of random seeds too.
     with Check("save") as check:
         file = session.get().folder / "model.keras"
         model.save(file)
@@ -147,7 +169,8 @@ def check_save(subject):
         check.close("outputs after loading", received, expected, 1e-5)
     with Check("clone") as check:
         clone = keras.models.clone_model(model)
-        clone.set_weights(model.get_weights())
+        for variable, value in zip(clone.variables, start, strict=True):
+            variable.assign(value)
         received = forward(clone, x, False)[0]
         check.close("outputs after clone_model", received, expected, 1e-5)
 
@@ -182,19 +205,15 @@ def check_mixed_precision(subject):
             for v in model.weights:
                 check.equal(f"the dtype of {v.path} under {name}", v.dtype, "float32")
             x, y = subject.batches(1)[0]
-            check.close(
-                f"probabilities under {name}",
-                probabilities(model, x),
-                probabilities(subject.build(), x),
-                0.1,
-            )
+            predictions = [
+                keras.ops.cast(forward(m, x, False)[0], "float32")
+                for m in (model, subject.build())
+            ]
+            if not subject.is_regressor:
+                predictions = [keras.ops.softmax(p) for p in predictions]
+            check.close(f"predictions under {name}", *predictions, 0.1)
             check.finite(f"losses under {name}", train(model, [(x, y)]))
             check.finite(f"variables under {name}", state(model))
-
-
-def probabilities(model, x):
-    """What a classifier answers, in float32."""
-    return keras.ops.softmax(keras.ops.cast(forward(model, x, False)[0], "float32"))
 
 
 def check_export(subject):
@@ -202,16 +221,15 @@ def check_export(subject):
     if keras.backend.backend() != "tensorflow":
         return
     from kzoo.zoo.export import export
-    from kzoo.zoo.predictive import classification
 
     with Check("export"):
         folder = session.get().new("exports", subject.name)
         model = subject.build()
         base = session.get().folder / "served"
         export(model, base).rename(folder / "saved_model")
-        predict = classification(model)[1]
+        predict = subject.predict(model)
         for i, count in enumerate((1, 3)):
-            x = subject.images(count)
+            x = subject.inputs(count)
             outputs = {k: arrays(v)[0] for k, v in predict(x).items()}
             for signature in ("serving_default", "serving_xla"):
                 record_answer(
@@ -222,13 +240,14 @@ def check_export(subject):
 def leave_for_other_backend(subject):
     """Leaves a case for the other backend."""
     with Check("other backend"):
-        model, x = subject.compiled(EAGER), subject.images(3)
+        model, x = subject.compiled(EAGER), subject.inputs(3)
         y = arrays(forward(model, x, False)[0])
         record_case(
             subject.name,
             model,
-            [type(layer) for layer in model.layers],
+            [type(x) for x in (*model.layers, model.loss)],
             outputs=(x, y),
             steps=lambda: (data := subject.batches(2), train(model, data)),
+            random=subject.random,
             tol=TOL,
         )

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kzoo.layers import DenseFlipout, MeanFieldNormal, PosteriorMean, PosteriorSamples
+from kzoo.layers import (
+    DenseFlipout,
+    MeanAndVariance,
+    MeanFieldNormal,
+    PosteriorMean,
+    PosteriorSamples,
+)
 from kzoo.zoo.export import export
 from kzoo.zoo.serving.client import connect
 from kzoo.zoo.serving.server import Server
@@ -103,3 +109,24 @@ def test_asked_over_rest(tmp_path):
                 client.predict("net", bad, signature="sampling")
         again = client.predict("net", request, signature="sampling")
         np.testing.assert_array_equal(again["probabilities"], answer["probabilities"])
+
+
+def test_a_regressor_has_both_signatures(tmp_path):
+    import tensorflow as tf
+
+    layers = [DenseFlipout(6, "tanh"), DenseFlipout(4), MeanAndVariance(3.0, 2.0)]
+    model = keras.Sequential([keras.Input((4,), name="x"), *layers])
+    served = tf.saved_model.load(export(model, tmp_path, name="net")).signatures
+    mean = PosteriorMean(model)(X)
+    for signature in ("serving_default", "serving_xla"):
+        answer = served[signature](x=tf.constant(X))
+        np.testing.assert_allclose(answer["mean"], numpy(mean[..., 0]), 1e-4)
+        np.testing.assert_allclose(answer["variance"], numpy(mean[..., 1]), 1e-4)
+    drawn = numpy(PosteriorSamples(model, 16, seed=7)(X))
+    answer = served["sampling"](
+        x=tf.constant(X), samples=tf.constant(16), seed=tf.constant(7)
+    )
+    np.testing.assert_allclose(answer["mean"], drawn[..., 0].mean(1), 1e-4)
+    epistemic, aleatoric = drawn[..., 0].var(1), drawn[..., 1].mean(1)
+    np.testing.assert_allclose(answer["epistemic_variance"], epistemic, 1e-3)
+    np.testing.assert_allclose(answer["variance"], epistemic + aleatoric, 1e-4)

@@ -4,8 +4,20 @@ import keras
 import numpy as np
 import pytest
 
-from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
-from kzoo.zoo.predictive import classification, ensemble_size
+from kzoo.layers import (
+    AverageMembers,
+    DenseBatchEnsemble,
+    DenseFlipout,
+    MeanAndVariance,
+    PosteriorSamples,
+    TileMembers,
+)
+from kzoo.zoo.predictive import (
+    classification,
+    ensemble_size,
+    regression,
+    sampled_regression,
+)
 
 X = np.random.default_rng(0).normal(size=(5, 3)).astype("float32")
 
@@ -154,3 +166,53 @@ def test_averaging_elsewhere_is_refused():
     for output in (inner(x), keras.layers.Dense(2)(inner(x))):
         with pytest.raises(ValueError, match="AverageMembers.*Received: model 'outer'"):
             classification(keras.Model(x, output, name="outer"))
+
+
+def regressor(dense):
+    layers = [dense(4, activation="tanh"), dense(4), MeanAndVariance(5.0, 2.0)]
+    return keras.Sequential([keras.Input((3,)), *layers])
+
+
+def test_means_and_variances_of_a_regressor():
+    model = regressor(keras.layers.Dense)
+    found = outputs(regression(model))
+    y = model.predict(X, verbose=0)
+    np.testing.assert_allclose(found["mean"], y[..., 0], rtol=1e-5)
+    for name in ("variance", "aleatoric_variance"):
+        np.testing.assert_allclose(found[name], y[..., 1], rtol=1e-5)
+    np.testing.assert_array_equal(found["epistemic_variance"], 0)
+    np.testing.assert_allclose(found["member_means"], y[:, None, :, 0], rtol=1e-5)
+    np.testing.assert_allclose(found["member_variances"], y[:, None, :, 1], rtol=1e-5)
+
+
+def test_the_variance_of_draws_has_two_parts():
+    model = regressor(DenseFlipout)
+    predict = sampled_regression(model)
+    found = outputs(lambda x: predict(x, 64, seed=7))
+    y = PosteriorSamples(model, 64, seed=7).predict(X, verbose=0)  # [5, 64, 2, 2]
+    y = y.astype("float64")
+    means, variances = y[..., 0], y[..., 1]
+    aleatoric, epistemic = variances.mean(1), means.var(1)
+    assert epistemic.min() > 1e-5
+    for name, expected in {
+        "mean": means.mean(1),
+        "variance": aleatoric + epistemic,
+        "aleatoric_variance": aleatoric,
+        "epistemic_variance": epistemic,
+        "member_means": means,
+        "member_variances": variances,
+    }.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-4, err_msg=name)
+    # The variance is that of the mixture: of normal draws around each member's mean.
+    rng = np.random.default_rng(0)
+    draws = rng.normal(means[0, :, 0], np.sqrt(variances[0, :, 0]), (20000, 64))
+    assert found["variance"][0, 0] == pytest.approx(draws.var(), rel=0.02)
+
+
+def test_regressors_and_classifiers_are_told_apart():
+    model = regressor(keras.layers.Dense)
+    with pytest.raises(ValueError, match="logits, not in means.*Received"):
+        classification(model)
+    for function in (regression, sampled_regression):
+        with pytest.raises(ValueError, match="MeanAndVariance.*Received.*AverageMem"):
+            function(functional())

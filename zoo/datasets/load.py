@@ -7,7 +7,11 @@ import tensorflow_datasets as tfds
 
 # The builders of this package, imported when asked for; all others are
 # tensorflow-datasets' own.
-_BUILDERS = {"digits": ".digits", "python_source": ".python_source"}
+_BUILDERS = {
+    "diabetes": ".diabetes",
+    "digits": ".digits",
+    "python_source": ".python_source",
+}
 
 
 def load(name, split=None, *, data_dir=None, as_supervised=True):

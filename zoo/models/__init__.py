@@ -1,5 +1,5 @@
 """Architectures; importing this package registers their models."""
 
-from . import resnet
+from . import lenet, mlp, resnet
 
-__all__ = ["resnet"]
+__all__ = ["lenet", "mlp", "resnet"]

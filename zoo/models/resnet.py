@@ -8,8 +8,10 @@ from ...layers import (
     AverageMembers,
     Conv2DBatchEnsemble,
     DenseBatchEnsemble,
+    NormalPrior,
     TileMembers,
     batch_ensemble_initializer,
+    to_bayesian,
 )
 from ...layers.ops.arguments import integer
 from ..registry import register_model
@@ -197,4 +199,39 @@ def resnet8_batch_ensemble_digits(
             **overrides,
         },
         name=name,
+    )
+
+
+@register_model(
+    "resnet8_flipout_digits",
+    description="Residual network with distributions over its weights, for the digits.",
+    dataset="digits",
+    input_shape=(8, 8, 1),
+    paper="https://arxiv.org/abs/1803.04386",
+    recipe={**_DIGITS_RECIPE, "epochs": 160, "learning_rate": 1e-2},
+)
+def resnet8_flipout_digits(
+    num_examples=1258,
+    stddev=0.05,
+    prior_stddev=1.0,
+    name="resnet8_flipout_digits",
+    **overrides,
+):
+    """Builds `resnet8_digits` with Flipout layers.
+
+    The divergence takes the place of the ℓ2 penalty; batch normalization stays as it
+    is.
+
+    Args:
+        num_examples: N, the number of training examples.
+        stddev: Standard deviation of the weights where they start.
+        prior_stddev: Standard deviation of their prior.
+        name: Name of the model.
+        **overrides: Arguments of `resnet`.
+    """
+    return to_bayesian(
+        resnet(**{**_DIGITS, "l2": 0.0, **overrides}, name=name),
+        stddev=stddev,
+        kernel_prior_fn=NormalPrior(scale=prior_stddev),
+        num_examples=num_examples,
     )

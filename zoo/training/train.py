@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ...layers.ops.arguments import integer
 from ...optimizers import Lookahead, SwapSlowWeights
 from ..datasets import load
-from ..predictive import ensemble_size
+from ..losses import GaussianNegativeLogLikelihood, gaussian_negative_log_likelihood
+from ..predictive import ensemble_size, is_regressor
 from ..registry import build, info
 from .batches import training_batches
 from .run_folder import RunFolder, Snapshots
@@ -68,9 +69,10 @@ def train(
     callbacks=(),
     verbose=True,
 ):
-    """Trains a classifier that ends in logits.
+    """Trains a classifier that ends in logits, or a regressor.
 
-    Compiles the model with the cross-entropy of its logits and calls `fit`. With
+    Compiles the model with the cross-entropy of its logits, or a model that ends in
+    `kzoo.layers.MeanAndVariance` with the likelihood, and calls `fit`. With
     Lookahead it is the slow weights that are validated, kept and returned. The same
     call after an interruption goes on at the last complete epoch and ends up
     with the same weights; after the end, it returns the finished run.
@@ -175,11 +177,7 @@ def train(
     }
     model.compile(
         optimizer=optimizer,
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),
-        metrics=[
-            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
-            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="nll"),
-        ],
+        **_loss_and_metrics(model),
         jit_compile=_worth_compiling() if jit_compile is None else jit_compile,
     )
     with RunFolder(run_dir or Path("runs") / model.name).open(config, resume) as folder:
@@ -250,6 +248,22 @@ def _copies(members, ensemble_size, batch_size):
     return 1
 
 
+def _loss_and_metrics(model):
+    """Returns the arguments of `compile` that the model's task decides."""
+    if is_regressor(model):
+        nll = keras.metrics.MeanMetricWrapper(
+            gaussian_negative_log_likelihood, name="nll"
+        )
+        return {"loss": GaussianNegativeLogLikelihood(), "metrics": [nll]}
+    return {
+        "loss": keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        "metrics": [
+            keras.metrics.SparseCategoricalAccuracy(name="accuracy"),
+            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="nll"),
+        ],
+    }
+
+
 def _worth_compiling():
     """Whether XLA pays: on an accelerator, and on JAX, which has nothing else."""
     devices = keras.distribution.list_devices()
@@ -283,9 +297,8 @@ def _callbacks(model, folder, record, bar):
     """Yields the callbacks for what a run shows and keeps besides snapshots."""
 
     def show(epoch, logs):
-        names = ("val_accuracy", "val_nll")
-        if "val_nll" not in logs:
-            names = ("accuracy", "nll")
+        prefix = "val_" if "val_nll" in logs else ""
+        names = [prefix + name for name in ("accuracy", "nll") if name in logs]
         bar.set_postfix({name: f"{logs[name]:.4f}" for name in names}, refresh=False)
         bar.update()
 

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from harness import check_model
-from kzoo.layers import Conv2DBatchEnsemble, DenseBatchEnsemble
+from kzoo.layers import (
+    Conv2DBatchEnsemble,
+    Conv2DFlipout,
+    DenseBatchEnsemble,
+    DenseFlipout,
+    PosteriorMean,
+    from_bayesian,
+)
 from kzoo.zoo import build
 from kzoo.zoo.models.resnet import resnet
 from kzoo.zoo.predictive import classification
@@ -213,7 +220,29 @@ def test_logits_stay_float32_in_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
+def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
+    model = build(
+        "resnet8_flipout_digits", width=2, num_examples=7, stddev=0.2, prior_stddev=3.0
+    )
+    layers = [x for x in model.layers if isinstance(x, (Conv2DFlipout, DenseFlipout))]
+    assert len(layers) == 10 and model.name == "resnet8_flipout_digits"
+    expected = 0.0  # The divergence in closed form, and no penalty beside it.
+    for layer in layers:
+        assert layer.num_examples == 7
+        mean = value(layer.kernel_posterior.mean()).astype("float64")
+        terms = (0.2**2 + mean**2) / 3.0**2 - 1 - 2 * np.log(0.2 / 3.0)
+        expected += 0.5 * terms.sum() / 7
+    assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-4)
+    plain = build("resnet8_digits", width=2)
+    plain.set_weights(from_bayesian(model).get_weights())
+    mean = PosteriorMean(model).predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(mean, plain.predict(IMAGES, verbose=0), atol=1e-4)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet8_digits", "resnet8_batch_ensemble_digits"])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet8_digits", "resnet8_batch_ensemble_digits", "resnet8_flipout_digits"],
+)
 def test_contract(name):
     check_model(name)

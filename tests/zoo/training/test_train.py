@@ -128,6 +128,27 @@ def test_learns_and_keeps_everything(run, data_dir):
     assert figures["accuracy"] == pytest.approx(result.history["val_accuracy"][best])
 
 
+def test_a_regressor_learns_by_its_likelihood(run):
+    model = registry.build("mlp_regressor", hidden=(16,))
+    result = run(
+        model=model,
+        dataset="diabetes",
+        epochs=8,
+        train_split="train",
+        validation_split="validation",
+        learning_rate=1e-2,
+        max_shift=0,
+    )
+    assert sorted(result.history) == ["loss", "nll", "val_loss", "val_nll"]
+    # A normal distribution with the training targets' moments, and no inputs.
+    constant = 0.5 * (np.log(2 * np.pi * 75.0**2) + 1)
+    assert result.history["nll"][-1] < constant - 0.2
+    assert result.history["val_nll"][-1] < constant - 0.1
+    assert_same_weights(
+        keras.models.load_model(result.run_dir / "model.keras"), result.model
+    )
+
+
 def test_the_default_optimizer_is_lookahead_around_adam_on_a_cosine(run):
     result = run(learning_rate=0.1, epochs=10)
     optimizer = result.model.optimizer
