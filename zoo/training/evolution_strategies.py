@@ -138,9 +138,9 @@ class EvolutionStrategies(keras.Model):
         parts = self._count * (2 if self.antithetic else 1)
         if self._count % devices or self.population % parts:
             raise ValueError(
-                f"expected `bases` to be a multiple of the {devices} devices, and "
-                "`population` one of `bases`, twice of it if members come in pairs. "
-                f"Received: population={population}, antithetic={antithetic}, "
+                f"expected `bases` to be a multiple of the {devices} device(s), and "
+                "`population` one of `bases`, or of twice as many if members come in "
+                f"pairs. Received: population={population}, antithetic={antithetic}, "
                 f"bases={self._count}"
             )
         self.seed = seed
@@ -148,7 +148,7 @@ class EvolutionStrategies(keras.Model):
         self.model = model
         # The model of all members is no part of what is saved: it is made of layers
         # around this one's.
-        self._members = _Untracked(_perturbed(model))
+        self._members = _Untracked(_Population(model))
         self._inner = _Untracked({})
         self.perturbation_seed = self.add_weight(
             name="perturbation_seed",
@@ -167,7 +167,8 @@ class EvolutionStrategies(keras.Model):
     def act(self, observations):
         """Returns the members' outputs, as arrays.
 
-        The members stay the same until `update`.
+        The members stay the same until `update`. Those of a base lie one behind the
+        other, and of these the second half are the opposites of the first.
 
         Args:
             observations: Member-major: of N rows or a multiple, the first are those
@@ -198,8 +199,13 @@ class EvolutionStrategies(keras.Model):
             fitness: A number for each member, `[N]`, in the order of `act`.
 
         Raises:
-            ValueError: If they are not N finite numbers.
+            ValueError: If they are not N finite numbers, or `compile` has given no
+                optimizer.
         """
+        if getattr(self, "optimizer", None) is None:
+            raise ValueError(
+                "expected `compile(optimizer)` before `update`. Received: no optimizer"
+            )
         fitness = np.asarray(fitness, self.variable_dtype)
         if fitness.shape != (self.population,) or not np.isfinite(fitness).all():
             raise ValueError(
@@ -463,7 +469,8 @@ class _Updating(keras.Model):
     """From fitness to a step of the optimizer, as Keras compiles it."""
 
     def __init__(self, strategy):
-        super().__init__(name="updating")
+        # Fitness is not rounded under mixed precision.
+        super().__init__(name="updating", dtype=strategy.variable_dtype)
         self.strategy = strategy
         if not strategy.optimizer.built:
             strategy.optimizer.build(strategy.trainable_variables)
@@ -633,7 +640,7 @@ class _ConvSigns:
         return ops.reshape(signs, (bases, *ones, signs.shape[1], self.outs[0]))
 
 
-class _perturbed:  # noqa: N801
+class _Population:
     """The model of all members of a plain one, and its perturbed layers."""
 
     def __init__(self, model):

@@ -338,9 +338,15 @@ def test_mixed_precision():
     finally:
         keras.config.set_dtype_policy("float32")
     members.fit(x, y, batch_size=45, verbose=0)
-    members.update(np.arange(8))
-    for v in members.trainable_variables:
+    before = [value(v) for v in members.trainable_variables]
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        members.update(1e5 + np.arange(8))  # All infinite in half precision.
+    finally:
+        keras.config.set_dtype_policy("float32")
+    for v, b in zip(members.trainable_variables, before, strict=True):
         assert v.dtype == "float32" and np.isfinite(value(v)).all()
+        assert np.abs(value(v) - b).max() > 1e-4
 
 
 def test_frozen_layers_and_statistics_stay():
@@ -360,7 +366,7 @@ def test_frozen_layers_and_statistics_stay():
     ("arguments", "message"),
     [
         ({"population": 1}, "at least 2. Received: population=1"),
-        ({"population": 7}, "`population` one of.*Received: population=7"),
+        ({"population": 7}, "in pairs. Received: population=7"),
         ({"population": 8, "bases": 3}, "`bases`.*bases=3"),
         ({"bases": 0}, "at least 1. Received: bases=0"),
         ({"stddev": 0.0}, "above 0. Received: stddev=0.0"),
@@ -392,6 +398,8 @@ def test_what_does_not_fit_the_population_is_refused():
             members.update(fitness)
     with pytest.raises(ValueError, match="below 8. Received: n=8"):
         members.member_weights(8)
+    with pytest.raises(ValueError, match="before `update`. Received: no optimizer"):
+        classifier(population=8).update(np.zeros(8))
     for loss in (None, ["mse"]):
         members = classifier(population=8)
         members.compile("sgd", loss)
