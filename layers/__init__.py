@@ -60,5 +60,23 @@ from .variational.embedding import (
     EmbeddingLocalReparameterization,
     EmbeddingReparameterization,
 )
+from .variational.gru import (
+    GRUCellFlipout,
+    GRUCellReparameterization,
+    GRUFlipout,
+    GRUReparameterization,
+)
 from .variational.legacy import load_legacy_weights
+from .variational.lstm import (
+    LSTMCellFlipout,
+    LSTMCellReparameterization,
+    LSTMFlipout,
+    LSTMReparameterization,
+)
 from .variational.prediction import PosteriorMean, PosteriorSamples
+from .variational.simple_rnn import (
+    SimpleRNNCellFlipout,
+    SimpleRNNCellReparameterization,
+    SimpleRNNFlipout,
+    SimpleRNNReparameterization,
+)

@@ -25,3 +25,22 @@ def integer(name, value, least=1):
         f"expected `{name}` to be an integer of at least {least}. "
         f"Received: {name}={value!r}"
     )
+
+
+def rate(name, value):
+    """Returns an argument that must be a part of 1, such as dropout's, as a float.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given for it.
+
+    Raises:
+        ValueError: If it is no number of at least 0 and below 1.
+    """
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if is_number and 0 <= value < 1:
+        return float(value)
+    raise ValueError(
+        f"expected `{name}` to be a number of at least 0 and below 1. "
+        f"Received: {name}={value!r}"
+    )

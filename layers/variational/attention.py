@@ -8,7 +8,6 @@ from keras import ops
 
 from ..ops.arguments import integer
 from ..ops.random import bernoulli
-from .base import FUNCTIONS
 from .distributions import (
     MEAN_FIELD_NORMAL,
     POINT,
@@ -197,22 +196,18 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
         config = super().get_config()
         for name in NOT_TAKEN:
             del config[name]
-        of_projection = self._query_dense.get_config()
+        of_projection = self._query_dense.get_config().items()
         return {
             **config,
             "flash_attention": self.flash_attention,
-            **{name: of_projection[name] for name in (*FUNCTIONS, "num_examples")},
+            **{name: value for name, value in of_projection if name.endswith("_fn")},
+            "num_examples": self.num_examples,
         }
 
     @classmethod
     def from_config(cls, config):
         """Makes a layer from what `get_config` returns."""
-        functions = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in FUNCTIONS
-            if name in config
-        }
-        return super().from_config({**config, **functions})
+        return super().from_config(cls.projection.with_functions(config))
 
 
 @keras.saving.register_keras_serializable(package="kzoo")

@@ -15,17 +15,17 @@ from .distributions import (
 from .mode import MEAN, Samples, mode
 from .weight import PARTS, VariationalWeight, checked_function, serialize
 
-FUNCTIONS = tuple(f"{kind}_{part}" for kind in ("kernel", "bias") for part in PARTS)
-
 
 class VariationalLayer(keras.layers.Layer):
     """A layer that draws its kernel and its bias from posteriors at each call.
 
     A subclass says what the map is (`linear`, `_weight_shapes`, `_sign_shapes`,
-    `_bias_at_channels`) and how it is estimated (`estimator`, of estimators.py).
+    `_bias_at_channels`) and how it is estimated (`estimator`, of estimators.py). One
+    with other weights says their `kinds`, and gives `_set_functions` their functions.
     """
 
     estimator = None
+    kinds = ("kernel", "bias")  # A bias may be left out.
 
     def __init__(
         self,
@@ -43,29 +43,38 @@ class VariationalLayer(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.activation = keras.activations.get(activation)
-        functions = {
-            "kernel_posterior_fn": kernel_posterior_fn,
-            "kernel_prior_fn": kernel_prior_fn,
-            "kernel_divergence_fn": kernel_divergence_fn,
-            "bias_posterior_fn": bias_posterior_fn,
-            "bias_prior_fn": bias_prior_fn,
-            "bias_divergence_fn": bias_divergence_fn,
-        }
-        for name, function in functions.items():
-            setattr(self, name, checked_function(name, function))
+        self._set_functions(
+            kernel_posterior_fn=kernel_posterior_fn,
+            kernel_prior_fn=kernel_prior_fn,
+            kernel_divergence_fn=kernel_divergence_fn,
+            bias_posterior_fn=bias_posterior_fn,
+            bias_prior_fn=bias_prior_fn,
+            bias_divergence_fn=bias_divergence_fn,
+        )
         self.num_examples = check_num_examples(num_examples)
         self._first_divergence_weight = 1.0
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    def _set_functions(self, **functions):
+        for name, function in functions.items():
+            setattr(self, name, checked_function(name, function))
+
     def build(self, input_shape):
         """Makes the parameters of the posteriors and priors."""
-        kernel_shape, bias_shape = self._weight_shapes(input_shape)
-        self.kernel = VariationalWeight(self, "kernel", kernel_shape)
-        self.estimator.check(self.kernel.posterior)
-        self.bias = None
-        if self.bias_posterior_fn is not None and bias_shape is not None:
-            self.bias = VariationalWeight(self, "bias", bias_shape)
+        shapes = self._weight_shapes(input_shape)
+        for kind, shape in zip(self.kinds, shapes, strict=True):
+            weight = None
+            if getattr(self, f"{kind}_posterior_fn") is not None and shape is not None:
+                weight = VariationalWeight(self, kind, shape)
+            elif kind != "bias":
+                raise ValueError(
+                    f"expected `{kind}_posterior_fn` to be a function: only a bias "
+                    f"can be left out. Received: {kind}_posterior_fn=None"
+                )
+            setattr(self, kind, weight)
+            if kind != "bias":
+                self.estimator.check(weight.posterior)
         # β, which an annealing callback changes.
         self.divergence_weight = self.add_weight(
             name="divergence_weight",
@@ -90,41 +99,46 @@ class VariationalLayer(keras.layers.Layer):
     def call(self, inputs):
         """Returns outputs for one draw of the bias and of each row's kernel."""
         inputs = ops.cast(inputs, self.compute_dtype)
-        now, seed, q = mode(), self.seed_generator, self.kernel.posterior
+        now = mode()
         if isinstance(now, Samples):
             return self.activation(self._of_samples(inputs, now))
-        noise = None
-        if now is None:
-            shapes = self._sign_shapes(ops.shape(inputs))
-            noise = self.estimator.draw(q, shapes, seed, self.compute_dtype)
-        outputs = self.estimator.apply(self.linear, inputs, q, noise)
+        kernel = self._drawn(self.kernel, self._sign_shapes(ops.shape(inputs)))
+        outputs = self.estimator.apply(self.linear, inputs, kernel)
         if self.bias is not None:
-            bias = self.bias.posterior
-            bias = bias.mean() if now is MEAN else bias.sample(seed)
-            outputs = self._with_bias(outputs, bias)
+            outputs = outputs + self._bias_at_channels(self._drawn_bias())
         return self.activation(outputs)
 
     def _of_samples(self, inputs, samples):
         """Outputs of K draws of the weights, row n of that of n mod K."""
-        rows, *rest = ops.shape(inputs)
-        count = samples.count
-        inputs = ops.reshape(inputs, (rows // count, count, *rest))
-        kernels = self.kernel.posterior.sample(samples.seed(self.kernel), count)
-        kernels = ops.cast(kernels, self.compute_dtype)
-        elements = [ops.moveaxis(inputs, 1, 0), kernels]
+        weights = self._drawn(self.kernel)
         if self.bias is not None:
-            elements.append(self.bias.posterior.sample(samples.seed(self.bias), count))
+            weights = (*weights, self._drawn_bias())
 
-        def one(elements):
-            x, kernel, *bias = elements
+        def one(x, kernel, *bias):
             y = self.linear(x, kernel)
-            return self._with_bias(y, *bias) if bias else y
+            return y + self._bias_at_channels(*bias) if bias else y
 
-        outputs = ops.moveaxis(ops.vectorized_map(one, tuple(elements)), 0, 1)
-        return ops.reshape(outputs, (rows, *ops.shape(outputs)[2:]))
+        return samples.apply(one, inputs, *weights)
 
-    def _with_bias(self, outputs, bias):
-        return outputs + self._bias_at_channels(ops.cast(bias, self.compute_dtype))
+    def _drawn(self, weight, sign_shapes=None):
+        """A kernel as `estimator.apply` takes it: a draw, the mean, or K draws."""
+        now, q = mode(), weight.posterior
+        if now is None:
+            seed, dtype = self.seed_generator, self.compute_dtype
+            return self.estimator.draw(q, sign_shapes, seed, dtype)
+        found = q.mean() if now is MEAN else q.sample(now.seed(weight), now.count)
+        return (ops.cast(found, self.compute_dtype),)
+
+    def _drawn_bias(self):
+        """The bias: a draw, the mean, or K draws."""
+        now, q = mode(), self.bias.posterior
+        if now is None:
+            found = q.sample(self.seed_generator)
+        else:
+            found = (
+                q.mean() if now is MEAN else q.sample(now.seed(self.bias), now.count)
+            )
+        return ops.cast(found, self.compute_dtype)
 
     @property
     def kernel_posterior(self):
@@ -165,7 +179,7 @@ class VariationalLayer(keras.layers.Layer):
             "activity_regularizer": keras.regularizers.serialize(
                 self.activity_regularizer
             ),
-            **{name: serialize(name, getattr(self, name)) for name in FUNCTIONS},
+            **{n: serialize(n, getattr(self, n)) for n in self._function_names()},
             "num_examples": self.num_examples,
             "seed": self.seed,
         }
@@ -173,12 +187,21 @@ class VariationalLayer(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         """Makes a layer from what `get_config` returns."""
+        return super().from_config(cls.with_functions(config))
+
+    @classmethod
+    def with_functions(cls, config):
+        """A configuration with functions in place of what stands for them."""
         functions = {
             name: keras.saving.deserialize_keras_object(config[name])
-            for name in FUNCTIONS
+            for name in cls._function_names()
             if name in config
         }
-        return super().from_config({**config, **functions})
+        return {**config, **functions}
+
+    @classmethod
+    def _function_names(cls):
+        return [f"{kind}_{part}" for kind in cls.kinds for part in PARTS]
 
 
 def check_num_examples(num_examples):

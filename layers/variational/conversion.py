@@ -17,6 +17,9 @@ from . import (
     depthwise_conv,
     einsum_dense,
     embedding,
+    gru,
+    lstm,
+    simple_rnn,
 )
 from .base import variational_layers
 from .distributions import STANDARD_NORMAL, MeanFieldNormal, inverse_softplus
@@ -33,6 +36,19 @@ ATTENTION_ARGUMENTS = (
     "sliding_window",
     "use_gate",
 )
+RECURRENT_ARGUMENTS = (
+    "units",
+    "dropout",
+    "recurrent_dropout",
+    "return_sequences",
+    "return_state",
+    "go_backwards",
+    "stateful",
+    "unroll",
+    "zero_output_for_mask",
+)
+GRU_ARGUMENTS = (*RECURRENT_ARGUMENTS, "recurrent_activation", "reset_after")
+LSTM_ARGUMENTS = (*RECURRENT_ARGUMENTS, "recurrent_activation", "unit_forget_bias")
 # Plain layer -> (file of its counterparts, their common name, arguments they share)
 COUNTERPARTS = {
     keras.layers.Dense: (dense, "Dense", ("units",)),
@@ -56,11 +72,16 @@ COUNTERPARTS = {
         "MultiHeadAttention",
         ATTENTION_ARGUMENTS,
     ),
+    keras.layers.SimpleRNN: (simple_rnn, "SimpleRNN", RECURRENT_ARGUMENTS),
+    keras.layers.GRU: (gru, "GRU", GRU_ARGUMENTS),
+    keras.layers.LSTM: (lstm, "LSTM", LSTM_ARGUMENTS),
 }
-# What a plain layer's arguments call the weight that is `kernel` here.
-KERNELS = {
-    keras.layers.DepthwiseConv2D: "depthwise",
-    keras.layers.Embedding: "embeddings",
+RECURRENT = (keras.layers.SimpleRNN, keras.layers.GRU, keras.layers.LSTM)
+# What a plain layer's arguments call its weights, where not by the names used here.
+ARGUMENTS = {
+    (keras.layers.DepthwiseConv2D, "kernel"): "depthwise",
+    (keras.layers.Embedding, "kernel"): "embeddings",
+    **{(layer, "recurrent_kernel"): "recurrent" for layer in RECURRENT},
 }
 PROJECTIONS = (
     "_query_dense",
@@ -89,10 +110,11 @@ def to_bayesian(
 ):
     """Makes the Bayesian twin of a plain model.
 
-    Each dense layer, einsum layer, convolution, embedding and multi-head attention
-    becomes the one of this package that has a normal distribution over its kernel,
-    N(μ, σ²) with μ the plain kernel; biases stay points. σ is one number or, by the
-    rule of MOPED, in proportion to the weight:
+    Each dense layer, einsum layer, convolution, embedding, multi-head attention and
+    recurrent layer, also those of a `keras.layers.Bidirectional`, becomes the one of
+    this package that has a normal distribution over its kernels, N(μ, σ²) with μ the
+    plain kernel; biases stay points. σ is one number or, by the rule of MOPED, in
+    proportion to the weight:
 
         σ = δ |μ|.
 
@@ -107,10 +129,11 @@ def to_bayesian(
 
     Args:
         model: A built Sequential or functional `keras.Model`. Layers inside of
-            other layers, such as `keras.layers.TimeDistributed`, and layers of classes
-            derived from Keras's stay as they are.
+            other layers, such as `keras.layers.TimeDistributed`, cells in a
+            `keras.layers.RNN`, and layers of classes derived from Keras's stay as they
+            are.
         method: The estimator: `"flipout"`, `"reparameterization"` or
-            `"local_reparameterization"`.
+            `"local_reparameterization"`, which recurrent layers do not have.
         stddev: σ of all weights. Defaults to 0.05.
         relative_stddev: δ, in place of `stddev`.
         kernel_prior_fn: Makes the priors of the kernels, as the layers take it.
@@ -121,7 +144,8 @@ def to_bayesian(
         A `keras.Model`, not compiled.
 
     Raises:
-        ValueError: If an argument is out of range, or no layer has a counterpart.
+        ValueError: If an argument is out of range, if no layer has a counterpart, or a
+            recurrent layer none by the method.
 
     Example:
 
@@ -162,11 +186,20 @@ def to_bayesian(
         if "activation" in config:
             arguments["activation"] = layer.activation
         arguments["activity_regularizer"] = _kept(layer, "activity_regularizer")
-        kernel = KERNELS.get(type(layer), "kernel")
-        arguments["kernel_posterior_fn"] = MeanFieldNormal(
-            loc_regularizer=_kept(layer, f"{kernel}_regularizer"),
-            loc_constraint=_kept(layer, f"{kernel}_constraint"),
-        )
+        made = getattr(file, kind + METHODS[method], None)
+        if made is None:
+            raise ValueError(
+                "expected `method` to be 'flipout' or 'reparameterization': a layer "
+                f"{kind} holds its weights over a sequence, which outputs that are "
+                f"drawn at each step do not. Received: method={method!r}"
+            )
+        for part in _kernels(type(layer)):
+            plain = ARGUMENTS.get((type(layer), part), part)
+            arguments[f"{part}_posterior_fn"] = MeanFieldNormal(
+                loc_regularizer=_kept(layer, f"{plain}_regularizer"),
+                loc_constraint=_kept(layer, f"{plain}_constraint"),
+            )
+            arguments[f"{part}_prior_fn"] = kernel_prior_fn
         arguments["bias_posterior_fn"] = None
         if config.get("use_bias", getattr(layer, "bias", None) is not None):
             arguments["bias_posterior_fn"] = MeanFieldNormal(
@@ -174,21 +207,21 @@ def to_bayesian(
                 loc_regularizer=_kept(layer, "bias_regularizer"),
                 loc_constraint=_kept(layer, "bias_constraint"),
             )
-        return getattr(file, kind + METHODS[method])(
+        return made(
             **arguments,
-            kernel_prior_fn=kernel_prior_fn,
             num_examples=num_examples,
             seed=None if seed is None else int(seeds.integers(2**31)),
         )
 
-    def fill(plain, bayesian):
-        mean = numpy(_kernel(plain)).astype("float64")
-        std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
-        loc, untransformed = bayesian.kernel.variables[:2]
+    def fill(variable, weight):
+        mean = numpy(variable)
+        loc, *untransformed = weight.variables[:2]
         loc.assign(mean)
-        untransformed.assign(inverse_softplus(std, bayesian.kernel.dtype))
-        if bayesian.bias is not None:
-            bayesian.bias.variables[0].assign(numpy(plain.bias))
+        if weight.kind == "bias":
+            return
+        mean = mean.astype("float64")
+        std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
+        untransformed[0].assign(inverse_softplus(std, weight.dtype))
 
     return _converted(model, convert, fill)
 
@@ -221,6 +254,7 @@ def from_bayesian(model):
         getattr(file, kind + estimator): (plain, shared)
         for plain, (file, kind, shared) in COUNTERPARTS.items()
         for estimator in METHODS.values()
+        if hasattr(file, kind + estimator)
     }
 
     def convert(layer):
@@ -233,23 +267,21 @@ def from_bayesian(model):
         if "activation" in takes:
             arguments["activation"] = layer.activation
         arguments["activity_regularizer"] = _kept(layer, "activity_regularizer")
-        one = getattr(layer, "_query_dense", layer)  # Attention's are all alike.
+        one = _holders(layer)[0]  # Attention's projections are all alike.
         if "use_bias" in takes:
             arguments["use_bias"] = one.bias is not None
         elif "bias_axes" in takes and one.bias is None:
             arguments["bias_axes"] = None
-        kernel = KERNELS.get(plain, "kernel")
-        for name, part in ((kernel, "kernel"), ("bias", "bias")):
+        for part in (*_kernels(plain), "bias"):
+            of_plain = ARGUMENTS.get((plain, part), part)
             function = getattr(one, f"{part}_posterior_fn")
             if isinstance(function, MeanFieldNormal):
-                arguments[f"{name}_regularizer"] = function.loc_regularizer
-                arguments[f"{name}_constraint"] = function.loc_constraint
+                arguments[f"{of_plain}_regularizer"] = function.loc_regularizer
+                arguments[f"{of_plain}_constraint"] = function.loc_constraint
         return plain(**arguments)
 
-    def fill(bayesian, plain):
-        _kernel(plain).assign(numpy(bayesian.kernel_posterior.mean()))
-        if bayesian.bias is not None:
-            plain.bias.assign(numpy(bayesian.bias_posterior.mean()))
+    def fill(weight, variable):
+        variable.assign(numpy(weight.posterior.mean()))
 
     return _converted(model, convert, fill)
 
@@ -260,8 +292,7 @@ def _converted(model, convert, fill):
     Args:
         model: A Sequential or functional model.
         convert: Function of a layer that returns its counterpart, or None to copy it.
-        fill: Function of a layer and its built counterpart that sets its weights; of
-            attention, called for each projection.
+        fill: Function of a weight and the converted layer's, which it sets.
     """
     built = isinstance(model, keras.Sequential) and model.built
     if not built and not getattr(model, "inputs", None):
@@ -274,12 +305,31 @@ def _converted(model, convert, fill):
     def clone(layer):
         if not isinstance(layer, keras.layers.Layer):  # An operation of keras.ops.
             return type(layer).from_config(layer.get_config())
+        if type(layer) is keras.layers.Bidirectional:
+            pair = [convert(one) for one in (layer.forward_layer, layer.backward_layer)]
+            if None not in pair:
+                return bidirectional(layer, *pair)
         found = convert(layer)
         pairs = copied if found is None else converted
         if found is None:
             found = type(layer).from_config(layer.get_config())
         found.trainable = layer.trainable
         pairs.append((layer, found))
+        return found
+
+    def bidirectional(layer, forward, backward):
+        found = keras.layers.Bidirectional(
+            forward,
+            layer.merge_mode,
+            backward_layer=backward,
+            name=layer.name,
+            dtype=layer.dtype_policy,
+        )
+        found.trainable = layer.trainable
+        for part in ("forward_layer", "backward_layer"):
+            one, other = getattr(layer, part), getattr(found, part)
+            other.trainable = one.trainable
+            converted.append((one, other))
         return found
 
     made = keras.models.clone_model(model, clone_function=clone, recursive=True)
@@ -291,11 +341,9 @@ def _converted(model, convert, fill):
             f"with {kinds}"
         )
     for layer, found in converted:
-        projections = [name for name in PROJECTIONS if hasattr(layer, name)]
-        for name in projections:
-            fill(getattr(layer, name), getattr(found, name))
-        if not projections:
-            fill(layer, found)
+        for pair in zip(_holders(layer), _holders(found), strict=True):
+            for weights in zip(*map(_weights, pair), strict=True):
+                fill(*weights)
     for layer, found in copied:
         pairs = zip(layer._flatten_layers(), found._flatten_layers(), strict=True)
         for one, other in pairs:
@@ -308,9 +356,22 @@ def _kept(layer, name):
     return getattr(layer, f"_{name}", None) or getattr(layer, name, None)
 
 
-def _kernel(plain):
-    """The variable that is the kernel of a plain layer."""
-    return plain.embeddings if hasattr(plain, "embeddings") else plain.kernel
+def _kernels(plain):
+    """The names of the kernels of a plain class's counterparts."""
+    return ("kernel", "recurrent_kernel") if plain in RECURRENT else ("kernel",)
+
+
+def _holders(layer):
+    """What has a layer's weights: attention's projections, a cell, or itself."""
+    projections = [getattr(layer, name) for name in PROJECTIONS if hasattr(layer, name)]
+    return projections or [getattr(layer, "cell", layer)]
+
+
+def _weights(holder):
+    """The kernels and the bias that a plain or variational layer has, in order."""
+    names = ("embeddings", "kernel", "recurrent_kernel", "bias")
+    weights = [getattr(holder, name, None) for name in names]
+    return [weight for weight in weights if weight is not None]
 
 
 def _copy_state(layer, other):

@@ -6,7 +6,7 @@ from keras import ops
 from ..ops.arguments import integer
 from .base import VariationalLayer
 from .estimators import Flipout, LocalReparameterization, Reparameterization
-from .mode import MEAN, Samples, mode
+from .mode import Samples, mode
 
 
 class EmbeddingVariational(VariationalLayer):
@@ -38,23 +38,19 @@ class EmbeddingVariational(VariationalLayer):
 
     def call(self, inputs):
         """Returns rows of a table that is drawn as the estimator does."""
-        ids, now, q = inputs, mode(), self.kernel.posterior
+        ids, now = inputs, mode()
         if ids.dtype not in ("int32", "int64"):
             ids = ops.cast(ids, "int32")
         if isinstance(now, Samples):
             return self._of_samples(ids, now)
-        noise = None
-        if now is not MEAN:
-            shapes = self._sign_shapes(ops.shape(ids))
-            seed = self.seed_generator
-            noise = self.estimator.draw(q, shapes, seed, self.compute_dtype)
+        kernel = self._drawn(self.kernel, self._sign_shapes(ops.shape(ids)))
 
         def linear(one, kernel):
             # e_id W, with `one` the entry of the one-hot vector e_id that is not 0.
             return one * self.linear(ids, kernel)
 
         one = ops.ones((), self.compute_dtype)
-        return self.estimator.apply(linear, one, q, noise)
+        return self.estimator.apply(linear, one, kernel)
 
     def compute_mask(self, inputs, mask=None):
         """Returns where the ids are not 0, if that stands for padding."""

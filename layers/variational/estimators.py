@@ -1,8 +1,9 @@
 """How a layer's outputs are estimated from the distribution of its kernel.
 
-A layer has an estimator, and asks it twice: `draw` makes what is random, which a
-recurrent layer does once a sequence, and `apply` maps inputs with it. Nothing drawn,
-`noise=None`, stands for the posterior's mean.
+A layer has an estimator, and asks it twice: `draw` makes a tuple of all that the
+kernel stands for, which a recurrent layer does once a sequence, and `apply` maps
+inputs with it. To every estimator a kernel alone, `(W,)`, is just that, such as the
+posterior's mean.
 """
 
 from keras import ops
@@ -27,7 +28,7 @@ class Flipout:
 
     @staticmethod
     def draw(posterior, sign_shapes, seed, dtype):
-        """Draws ΔW̃, and signs s and r of the two shapes.
+        """Returns W̄, ΔW̃, and signs s and r of the two shapes.
 
         Args:
             posterior: q of the kernel.
@@ -36,27 +37,36 @@ class Flipout:
             seed: As `kzoo.layers.ops.random` takes it.
             dtype: What to compute in.
         """
+        mean = ops.cast(posterior.mean(), dtype)
         if posterior.is_point:
-            return None
+            return (mean,)
         perturbation = ops.cast(posterior.perturbation(seed), dtype)
         signs = [
             None if shape is None else random_sign(shape, seed, dtype)
             for shape in sign_shapes
         ]
-        return perturbation, *signs
+        return mean, perturbation, *signs
 
     @staticmethod
-    def apply(linear, x, posterior, noise):
+    def apply(linear, x, kernel):
         """Returns linear(x, W) with each row's own W.
 
         Args:
             linear: Function of a tensor and a kernel, linear in both.
             x: Tensor.
-            posterior: q of the kernel.
-            noise: What `draw` returned, or None.
+            kernel: What `draw` returned, or `(W,)`.
         """
-        mean = ops.cast(posterior.mean(), x.dtype)
-        return linear(x, mean) if noise is None else flipout(linear, x, mean, *noise)
+        mean, *noise = kernel
+        return flipout(linear, x, mean, *noise) if noise else linear(x, mean)
+
+    @staticmethod
+    def of_outputs(part, kernel):
+        """Returns the kernel of some outputs, a slice of them."""
+        mean, *noise = kernel
+        if not noise:
+            return (mean[..., part],)
+        perturbation, signs_in, signs_out = noise
+        return mean[..., part], perturbation[..., part], signs_in, signs_out[..., part]
 
 
 class Reparameterization:
@@ -68,15 +78,18 @@ class Reparameterization:
 
     @staticmethod
     def draw(posterior, sign_shapes, seed, dtype):
-        """Draws W."""
-        return ops.cast(posterior.sample(seed), dtype)
+        """Returns W."""
+        return (ops.cast(posterior.sample(seed), dtype),)
 
     @staticmethod
-    def apply(linear, x, posterior, noise):
+    def apply(linear, x, kernel):
         """Returns linear(x, W)."""
-        if noise is None:
-            noise = ops.cast(posterior.mean(), x.dtype)
-        return linear(x, noise)
+        return linear(x, *kernel)
+
+    @staticmethod
+    def of_outputs(part, kernel):
+        """Returns the kernel of some outputs, a slice of them."""
+        return (kernel[0][..., part],)
 
 
 class LocalReparameterization:
@@ -93,15 +106,16 @@ class LocalReparameterization:
 
     @staticmethod
     def draw(posterior, sign_shapes, seed, dtype):
-        """Returns what draws ε, once the outputs' shape is known."""
+        """Returns W̄, σ, and what draws ε once the outputs' shape is known."""
+        mean = ops.cast(posterior.mean(), dtype)
         if posterior.is_point:
-            return None
-        return lambda shape: normal(shape, seed, posterior.dtype)
+            return (mean,)
+        return mean, posterior.stddev(), lambda s: normal(s, seed, posterior.dtype)
 
     @staticmethod
-    def apply(linear, x, posterior, noise):
+    def apply(linear, x, kernel):
         """Returns linear(x, W̄) + ε ∘ sqrt(linear(x², σ²))."""
-        mean = ops.cast(posterior.mean(), x.dtype)
-        if noise is None:
+        mean, *noise = kernel
+        if not noise:
             return linear(x, mean)
-        return local_reparameterization(linear, x, mean, posterior.stddev(), noise)
+        return local_reparameterization(linear, x, mean, *noise)

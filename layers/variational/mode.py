@@ -27,6 +27,28 @@ class Samples:
         """The seed of a weight, the same however often it is drawn."""
         return nth_seed(self._seed, self._places.setdefault(weight, len(self._places)))
 
+    def apply(self, function, x, *weights):
+        """function(x, *weights), row n of x with the weights of draw n mod K.
+
+        Args:
+            function: From rows `[N, ...]` and one draw of the weights to rows.
+            x: Tensor `[N K, ...]`.
+            *weights: Tensors `[K, ...]`.
+        """
+        rows, *rest = ops.shape(x)
+        x = ops.reshape(x, (rows // self.count, self.count, *rest))
+        elements = (ops.moveaxis(x, 1, 0), *weights)
+        y = ops.vectorized_map(lambda one: function(*one), elements)
+        y = ops.moveaxis(y, 0, 1)
+        return ops.reshape(y, (rows, *ops.shape(y)[2:]))
+
+    def matmul(self, x, kernels):
+        """x W, row n of x `[N K, ..., i]` with W of n mod K, of kernels `[K, i, o]`."""
+        rows, *rest, _ = ops.shape(x)
+        x = ops.reshape(x, (rows // self.count, self.count, *rest, x.shape[-1]))
+        y = ops.einsum("nk...i,kio->nk...o", x, kernels)
+        return ops.reshape(y, (rows, *rest, kernels.shape[-1]))
+
 
 # None: each call draws, as the layer's estimator does. MEAN: nothing is drawn.
 _MODE = contextvars.ContextVar("kzoo_variational_mode", default=None)

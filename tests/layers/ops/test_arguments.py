@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kzoo.layers.ops.arguments import integer, is_integer
+from kzoo.layers.ops.arguments import integer, is_integer, rate
 
 
 @pytest.mark.parametrize("value", (1, 7, np.int64(7), np.uint8(7)))
@@ -26,6 +26,14 @@ def test_the_least():
     for value, least in ((0, 1), (-1, 0), (np.int64(1), 2)):
         with pytest.raises(ValueError, match=f"at least {least}. Received: n="):
             integer("n", value, least)
+
+
+def test_rates():
+    for value in (0, 0.5, np.float32(0.25)):
+        assert rate("p", value) == value and type(rate("p", value)) is float
+    for value in (1, -0.1, True, "0.5", None, float("nan")):
+        with pytest.raises(ValueError, match="expected `p` to be .*Received: p="):
+            rate("p", value)
 
 
 def test_keras_saves_what_was_numpys():

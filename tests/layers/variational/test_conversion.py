@@ -12,6 +12,8 @@ from kzoo.layers import (
     DenseLocalReparameterization,
     DenseReparameterization,
     EinsumDenseFlipout,
+    GRUFlipout,
+    LSTMReparameterization,
     PosteriorMean,
     from_bayesian,
     to_bayesian,
@@ -183,6 +185,49 @@ def test_there_and_back(plain):
         np.testing.assert_array_equal(ours, theirs)
     losses = [numpy(sum(m.losses)) for m in (back, model)]
     np.testing.assert_allclose(*losses, rtol=1e-6)
+
+
+def recurrent():
+    """Every recurrent layer, two of them in both directions, and a mask."""
+    options = {"return_sequences": True, "unroll": True}
+    x = inputs = keras.Input((3, 2))
+    x = keras.layers.Masking()(x)
+    x = keras.layers.LSTM(
+        3, recurrent_regularizer="l2", activation="softsign", name="lstm", **options
+    )(x)
+    x = keras.layers.Bidirectional(
+        keras.layers.GRU(3, reset_after=False, use_bias=False, **options),
+        merge_mode="sum",
+        name="both",
+    )(x)
+    x = keras.layers.SimpleRNN(3, go_backwards=True, dropout=0.2, unroll=True)(x)
+    model = keras.Model(inputs, x)
+    for w in model.trainable_weights:
+        w.assign(rng.normal(size=w.shape))
+    return model
+
+
+def test_recurrent_layers_there_and_back():
+    model, x = recurrent(), rng.normal(size=(3, 3, 2)).astype("float32")
+    x[1, 2] = 0  # Masked.
+    twin = to_bayesian(model, num_examples=7, seed=1)
+    both = twin.get_layer("both")
+    assert type(both.forward_layer) is type(both.backward_layer) is GRUFlipout
+    assert both.forward_layer.seed != both.backward_layer.seed
+    assert both.backward_layer.num_examples == 7
+    np.testing.assert_allclose(
+        numpy(PosteriorMean(twin)(x)), numpy(model(x)), 1e-5, 1e-5
+    )
+    back = from_bayesian(twin)
+    for ours, theirs in zip(back.layers[2:], model.layers[2:], strict=True):
+        assert type(ours) is type(theirs)
+        assert ours.get_config() == theirs.get_config()
+    for ours, theirs in zip(back.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    lstm = to_bayesian(model, "reparameterization").get_layer("lstm")
+    assert type(lstm) is LSTMReparameterization
+    with pytest.raises(ValueError, match="LSTM holds .*'local_reparameterization'"):
+        to_bayesian(model, "local_reparameterization")
 
 
 @pytest.mark.slow

@@ -145,8 +145,8 @@ def test_the_mean_gradient_is_that_of_every_estimator(layer):
         def loss(loc, rho, seed=seed):
             normal = type(q)(loc, lambda: softplus(rho), q.shape, q.dtype)
             shapes = layer._sign_shapes(rows.shape)
-            noise = layer.estimator.draw(normal, shapes, seed, "float32")
-            y = layer.estimator.apply(layer.linear, rows, normal, noise)
+            kernel = layer.estimator.draw(normal, shapes, seed, "float32")
+            y = layer.estimator.apply(layer.linear, rows, kernel)
             return ops.sum(ops.square(y)) / len(rows)
 
         found = gradients(loss, *(numpy(v).astype("float32") for v in variables))

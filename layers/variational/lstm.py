@@ -1,0 +1,267 @@
+"""Long short-term memory with a distribution over its weights."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..ops.recurrent import lstm_step
+from .estimators import Flipout, Reparameterization
+from .recurrent import RecurrentCell, RecurrentLayer
+
+
+class LSTMCellVariational(RecurrentCell):
+    """A step of long short-term memory, with W, U and b drawn from posteriors."""
+
+    gates = 4
+
+    def __init__(
+        self,
+        units,
+        activation="tanh",
+        *,
+        recurrent_activation="sigmoid",
+        unit_forget_bias=True,
+        **kwargs,
+    ):
+        super().__init__(units, activation, **kwargs)
+        self.recurrent_activation = keras.activations.get(recurrent_activation)
+        self.unit_forget_bias = unit_forget_bias
+
+    @property
+    def state_size(self):
+        """Units of the state and of the carry."""
+        return [self.units, self.units]
+
+    def add_weight(self, *args, name=None, initializer=None, **kwargs):
+        """Adds a weight; the mean of the forget gate's bias starts 1 higher."""
+        if name == "bias_posterior_loc" and self.unit_forget_bias:
+            given = keras.initializers.get(initializer)
+            forget = np.repeat([0.0, 1.0, 0.0, 0.0], self.units)
+
+            def initializer(shape, dtype=None):
+                return given(shape, dtype=dtype) + ops.cast(forget, dtype)
+
+        return super().add_weight(*args, name=name, initializer=initializer, **kwargs)
+
+    def _step(self, x, held, training, h, c):
+        z = x + held.project_state(held.dropped(h, training))
+        return lstm_step(z, c, self.activation, self.recurrent_activation)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        gates = keras.activations.serialize(self.recurrent_activation)
+        return {
+            **super().get_config(),
+            "recurrent_activation": gates,
+            "unit_forget_bias": self.unit_forget_bias,
+        }
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class LSTMCellFlipout(LSTMCellVariational):
+    """The cell of `LSTMFlipout`, for `keras.layers.RNN` and stacks of cells.
+
+    Its weights are drawn once a sequence, as the layer's are. Called by itself it
+    refuses; see `kzoo.layers.SimpleRNNCellFlipout`.
+
+    Reference: Wen, Vicol, Ba, Tran, Grosse, "Flipout: Efficient Pseudo-Independent
+    Weight Perturbations on Mini-Batches", 2018. https://arxiv.org/abs/1803.04386
+
+    Args:
+        **kwargs: `LSTMFlipout`'s arguments, but those of the loop
+            (`return_sequences`, `return_state`, `go_backwards`, `stateful`, `unroll`,
+            `zero_output_for_mask`) and `activity_regularizer`.
+
+    Call arguments:
+        inputs: Tensor, the inputs of a step.
+        states: List of the state h and the carry c, each `[B, units]`.
+        training: Whether to drop inputs and units.
+
+    Input shape:
+        `[B, features]`.
+
+    Output shape:
+        `[B, units]`, and the list of the new state and carry.
+
+    Raises:
+        ValueError: As `LSTMFlipout`; when called outside of a sequence.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from kzoo.layers import LSTMCellFlipout
+    >>> layer = keras.layers.RNN([LSTMCellFlipout(4), LSTMCellFlipout(3)])
+    >>> layer(np.ones((8, 10, 5), "float32")).shape == (8, 3)
+    True
+    """
+
+    estimator = Flipout
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class LSTMCellReparameterization(LSTMCellVariational):
+    """The cell of `LSTMReparameterization`, for `keras.layers.RNN`.
+
+    See `LSTMCellFlipout`, which differs in the estimator alone.
+
+    Reference: Blundell, Cornebise, Kavukcuoglu, Wierstra, "Weight Uncertainty in
+    Neural Networks", 2015. https://arxiv.org/abs/1505.05424
+
+    Args:
+        **kwargs: `LSTMCellFlipout`'s arguments.
+
+    Call arguments:
+        inputs: Tensor, the inputs of a step.
+        states: List of the state h and the carry c, each `[B, units]`.
+        training: Whether to drop inputs and units.
+
+    Input shape:
+        `[B, features]`.
+
+    Output shape:
+        `[B, units]`, and the list of the new state and carry.
+
+    Raises:
+        ValueError: As `LSTMCellFlipout`, but any posterior is taken.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from kzoo.layers import LSTMCellReparameterization
+    >>> layer = keras.layers.RNN(LSTMCellReparameterization(3))
+    >>> layer(np.ones((8, 10, 5), "float32")).shape == (8, 3)
+    True
+    """
+
+    estimator = Reparameterization
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class LSTMFlipout(RecurrentLayer):
+    """Long short-term memory with a distribution over its weights, by Flipout.
+
+    The kernel W `[features, 4 units]` and the recurrent kernel U `[units, 4 units]`,
+    with the gates i, f, c, o side by side, are drawn from posteriors with means W̄ and
+    Ū. Each row n turns the signs of the batch's perturbations ΔW̃ and ΔŨ by random
+    vectors of its own, s and r of W, s' and r' of U, with r and r' over the outputs of
+    all gates. All are drawn once a sequence and held over its steps t:
+
+        z_t = x_t W̄ + ((x_t ∘ s) ΔW̃) ∘ r + b + h_{t-1} Ū + ((h_{t-1} ∘ s') ΔŨ) ∘ r',
+        i, f, o = σ(z_i), σ(z_f), σ(z_o),
+        c_t = f ∘ c_{t-1} + i ∘ φ(z_c),   h_t = o ∘ φ(c_t).
+
+    All else is as `kzoo.layers.SimpleRNNFlipout` says: the bias, the divergences,
+    what is drawn anew when, and why there is no LocalReparameterization. Takes
+    `keras.layers.LSTM`'s arguments as that does `keras.layers.SimpleRNN`'s; a dropped
+    input or unit is dropped for all gates, also where Keras's layer draws for each
+    gate (with `recurrent_dropout`).
+
+    Reference: Wen, Vicol, Ba, Tran, Grosse, "Flipout: Efficient Pseudo-Independent
+    Weight Perturbations on Mini-Batches", 2018. https://arxiv.org/abs/1803.04386
+
+    Args:
+        units: Size of the states and of the output's last axis.
+        activation: φ. Defaults to the hyperbolic tangent; None: none.
+        recurrent_activation: σ. Defaults to the sigmoid.
+        unit_forget_bias: Whether the mean of the forget gate's bias starts 1 higher
+            than its initializer says (of a posterior that names it
+            `bias_posterior_loc`, as kzoo's and TensorFlow Probability's do).
+        dropout: Rate at which inputs are dropped in training, at least 0, below 1.
+        recurrent_dropout: Rate at which units of the state are dropped.
+        kernel_posterior_fn: Makes q of W, as `kzoo.layers.DenseFlipout`'s.
+        kernel_prior_fn: Makes p of W. None: no divergence.
+        kernel_divergence_fn: Function of q, p and a draw from q. Defaults to KL(q, p)
+            in nats.
+        recurrent_kernel_posterior_fn: Makes q of U, and so the following.
+        recurrent_kernel_prior_fn: Makes p of U.
+        recurrent_kernel_divergence_fn: Its divergence.
+        bias_posterior_fn: Makes the bias's posterior. Defaults to a single point. None:
+            no bias.
+        bias_prior_fn: Makes the bias's prior. Defaults to none.
+        bias_divergence_fn: Its divergence.
+        num_examples: N, what the divergences are divided by.
+        seed: An integer, for the same draws again; with `go_backwards` they are
+            others, so that the layers of a `keras.layers.Bidirectional` draw apart.
+        return_sequences: Whether to return the outputs of all steps, not the last.
+        return_state: Whether to return the last states too.
+        go_backwards: Whether to run from the last step to the first, and return the
+            outputs in that order.
+        stateful: Whether the last states of a batch are the first of the next one.
+        unroll: Whether to write the loop out, which compiles longer.
+        zero_output_for_mask: Whether outputs of masked steps are 0, not those of the
+            step before.
+        activity_regularizer: Of the output.
+        **kwargs: `keras.layers.Layer`'s arguments.
+
+    Call arguments:
+        sequences: Tensor.
+        initial_state: List of the first state and carry, each `[B, units]`. Defaults
+            to zeros.
+        mask: Booleans `[B, T]`; where False, the states stay as they are.
+        training: Whether to drop inputs and units.
+
+    Input shape:
+        `[B, T, features]`.
+
+    Output shape:
+        `[B, units]`, or `[B, T, units]` with `return_sequences`; with `return_state` a
+        tuple of that, the last state and the last carry, each `[B, units]`.
+
+    Raises:
+        ValueError: As `SimpleRNNFlipout`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.layers import LSTMFlipout
+    >>> layer = LSTMFlipout(3, return_sequences=True, num_examples=1000, seed=0)
+    >>> layer(np.ones((8, 10, 5), "float32")).shape == (8, 10, 3)
+    True
+    """
+
+    cell_class = LSTMCellFlipout
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class LSTMReparameterization(RecurrentLayer):
+    """Long short-term memory with a distribution over its weights, drawn once a call.
+
+    All rows and all steps share one draw of the kernels, W and U: the pre-activations
+    are z_t = x_t W + b + h_{t-1} U. See `LSTMFlipout`, which differs in the estimator
+    alone.
+
+    Reference: Fortunato, Blundell, Vinyals, "Bayesian Recurrent Neural Networks",
+    2017. https://arxiv.org/abs/1704.02798
+
+    Args:
+        **kwargs: `LSTMFlipout`'s arguments.
+
+    Call arguments:
+        sequences: Tensor.
+        initial_state: List of the first state and carry, each `[B, units]`. Defaults
+            to zeros.
+        mask: Booleans `[B, T]`; where False, the states stay as they are.
+        training: Whether to drop inputs and units.
+
+    Input shape:
+        `[B, T, features]`.
+
+    Output shape:
+        As `LSTMFlipout`'s.
+
+    Raises:
+        ValueError: As `LSTMFlipout`, but any posterior is taken.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.layers import LSTMReparameterization
+    >>> x = np.ones((2, 10, 5), "float32")
+    >>> y = np.asarray(LSTMReparameterization(3, seed=0)(x))
+    >>> bool((y[0] == y[1]).all())  # equal rows, equal weights
+    True
+    """
+
+    cell_class = LSTMCellReparameterization
