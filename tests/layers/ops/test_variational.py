@@ -42,6 +42,13 @@ def test_flipout_is_a_kernel_of_its_own_for_each_row():
     np.testing.assert_allclose(y, expected, TOL, TOL)
 
 
+def test_flipout_without_signs_of_the_inputs():
+    x, mean, delta, r = draw(B, IN), draw(IN, OUT), draw(IN, OUT), signs(B, OUT)
+    expected = [x[n] @ (mean + delta * r[n]) for n in range(B)]
+    y = numpy(flipout(ops.matmul, x, mean, delta, None, r))
+    np.testing.assert_allclose(y, expected, TOL, TOL)
+
+
 def test_flipout_of_a_convolution():
     x, mean, delta = draw(B, 7, 7, IN), draw(3, 3, IN, OUT), draw(3, 3, IN, OUT)
     s, r = signs(B, 1, 1, IN), signs(B, 1, 1, OUT)

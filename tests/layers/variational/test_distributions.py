@@ -11,6 +11,7 @@ from kzoo.layers import (
     kl_divergence,
     sampled_kl_divergence,
 )
+from kzoo.layers.variational.distributions import inverse_softplus, softplus
 
 IN, UNITS = 5, 3
 rng = np.random.default_rng(0)
@@ -156,3 +157,16 @@ def test_jax_refuses_functions_that_are_not_ours(name):
 
     with pytest.raises(ValueError, match=f"{name}.*kzoo"):
         DenseFlipout(3, **{name: theirs})
+
+
+@pytest.mark.parametrize(
+    "dtype", ["float32", pytest.param("float64", marks=pytest.mark.tensorflow)]
+)
+def test_scales_have_an_inverse(dtype):
+    eps = np.finfo(dtype).eps
+    std = np.array([2 * eps, 3e-4, 0.05, 1.0, 30.0, 1e4])
+    rho = inverse_softplus(std, dtype)
+    found = numpy(softplus(ops.convert_to_tensor(rho, dtype)))
+    np.testing.assert_allclose(found, std, 2e-6)
+    least = inverse_softplus(np.zeros(1), dtype)
+    np.testing.assert_array_equal(least, inverse_softplus(np.full(1, 2 * eps), dtype))
