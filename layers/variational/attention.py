@@ -191,6 +191,18 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
             query, key, value, attention_mask, training, scores
         )
 
+    def compute_output_spec(self, query, value, *args, **kwargs):
+        """Returns the outputs' shapes; of the scores not Keras's, which has T for S."""
+        spec = super().compute_output_spec(query, value, *args, **kwargs)
+        if not isinstance(spec, tuple):
+            return spec
+        axes = self.attention_axes
+        kept = [i for i in range(len(query.shape) - 1) if i not in axes]
+        batch = [query.shape[i] for i in kept]
+        lengths = [x.shape[i] for x in (query, value) for i in axes]
+        scores = (*batch, self.num_heads, *lengths)
+        return spec[0], keras.KerasTensor(scores, dtype=self.compute_dtype)
+
     def get_config(self):
         """Returns the constructor's arguments."""
         config = super().get_config()
@@ -232,7 +244,10 @@ class MultiHeadAttentionFlipout(MultiHeadAttentionVariational):
     The divergence of each weight is added to the model's losses once a step, as
     `kzoo.layers.DenseFlipout` says. Takes `keras.layers.MultiHeadAttention`'s
     arguments, those after `dropout` by name, but for `use_bias` and the initializers,
-    regularizers and constraints, which the functions of the posteriors have.
+    regularizers and constraints, which the functions of the posteriors have. What is
+    not as in Keras: on JAX values may have another size than keys; the scores'
+    symbolic shape is right if T is not S; what dropout draws is saved, and is the same
+    when compiled.
 
     Reference: Wen, Vicol, Ba, Tran, Grosse, "Flipout: Efficient Pseudo-Independent
     Weight Perturbations on Mini-Batches", 2018. https://arxiv.org/abs/1803.04386;

@@ -126,6 +126,20 @@ def test_masks_are_those_of_the_plain_layer():
     assert not np.allclose(answer(layer)[0], answer(layer, attention_mask=mask)[0])
 
 
+@pytest.mark.parametrize(
+    "axes, query, value",
+    [(None, (2, 3, 5), (2, 6, 5)), (2, (2, 3, 4, 5), (2, 3, 6, 5))],
+)
+def test_symbolic_scores_have_the_shape_of_real_ones(axes, query, value):
+    layer = MultiHeadAttentionFlipout(2, 3, attention_axes=axes)
+    given = sequences(*query).astype("float32"), sequences(*value).astype("float32")
+    real = layer(*given, return_attention_scores=True)
+    symbols = [keras.Input(shape[1:]) for shape in (query, value)]
+    symbolic = layer(*symbols, return_attention_scores=True)
+    for one, other in zip(symbolic, real, strict=True):
+        assert (2, *one.shape[1:]) == tuple(other.shape)
+
+
 @pytest.mark.parametrize("layer", LAYERS)
 def test_the_projections_are_einsum_layers_that_draw(layer):
     """The output is plain attention of what the projections give."""
