@@ -43,10 +43,10 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "calibration.jsonl"
 DRAWS, MEMBERS = 32, 5
 SEARCH_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
-RATES = (1e-3, 5e-3)
+RATES = (2e-3, 1e-2)
 # task -> (plain model, Flipout model, epochs)
 TASKS = {
-    "digits": ("lenet5_digits", "lenet5_flipout_digits", 100),
+    "digits": ("lenet5_digits", "lenet5_flipout_digits", 200),
     "diabetes": ("mlp_regressor", "mlp_regressor_flipout", 200),
 }
 # method -> its own setting and the values tried, each with each learning rate
@@ -54,7 +54,7 @@ METHODS = {
     "plain": ("weight_decay", (1e-4, 1e-1)),
     "dropout": ("rate", (0.1, 0.3)),
     "ensemble": ("weight_decay", (1e-4, 1e-1)),
-    "flipout": ("prior_stddev", (0.1, 1.0)),
+    "flipout": ("prior_stddev", (0.3, 1.0)),
 }
 ANGLES = tuple(range(0, 91, 15))
 NOISES = (0, 1, 2, 4, 8)  # standard deviations, in grey levels of 0 to 16

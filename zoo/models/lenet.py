@@ -101,6 +101,7 @@ _DIGITS = {
     dataset="digits",
     input_shape=(8, 8, 1),
     paper="https://doi.org/10.1109/5.726791",
+    recipe={"epochs": 100, "learning_rate": 5e-3},
 )
 def lenet5_digits(name="lenet5_digits", **overrides):
     """Builds LeNet-5 for the digits data set, whose images it pads.
@@ -118,11 +119,12 @@ def lenet5_digits(name="lenet5_digits", **overrides):
     dataset="digits",
     input_shape=(8, 8, 1),
     paper="https://arxiv.org/abs/1803.04386",
+    recipe={"epochs": 200, "learning_rate": 1e-2},
 )
 def lenet5_flipout_digits(
     num_examples=1258,
     stddev=0.05,
-    prior_stddev=1.0,
+    prior_stddev=0.3,
     name="lenet5_flipout_digits",
     **overrides,
 ):
