@@ -220,6 +220,9 @@ def test_logits_stay_float32_in_mixed_precision():
         keras.config.set_dtype_policy("float32")
 
 
+# Ten random layers take JAX minutes to compile; LeNet-5's and the perceptron's Flipout
+# versions are checked on both backends.
+@pytest.mark.tensorflow
 def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
     model = build(
         "resnet8_flipout_digits", width=2, num_examples=7, stddev=0.2, prior_stddev=3.0
@@ -242,7 +245,11 @@ def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["resnet8_digits", "resnet8_batch_ensemble_digits", "resnet8_flipout_digits"],
+    [
+        "resnet8_digits",
+        "resnet8_batch_ensemble_digits",
+        pytest.param("resnet8_flipout_digits", marks=pytest.mark.tensorflow),
+    ],
 )
 def test_contract(name):
     check_model(name)
