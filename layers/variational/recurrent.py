@@ -158,7 +158,7 @@ class RecurrentCell(VariationalLayer, DropoutRNNCell):
     # What Keras's recurrent layers call before and after a sequence.
 
     def get_dropout_mask(self, step_input):
-        """Begins a sequence: draws what its steps hold."""
+        """Begins a sequence, also after one that an exception ended: draws for it."""
         _HELD.sequences[self] = Sequence(self, ops.shape(step_input)[0])
 
     def get_recurrent_dropout_mask(self, step_input):

@@ -115,7 +115,8 @@ class SimpleRNNFlipout(RecurrentLayer):
     Each call is a sequence, also where `stateful` goes on from the states of the last
     one: its weights are new, so that the gradients of two training steps have no noise
     in common. To go on with the same weights, predict by `kzoo.layers.PosteriorSamples`
-    with an integer seed and pass the states as inputs.
+    with an integer seed and pass the states as inputs: it does not take `stateful`
+    layers, whose states have one row an example, not one a sample.
 
     The divergences KL(q, p) of all weights are added to the model's losses once a step,
     divided by `num_examples`; see `kzoo.layers.DenseFlipout`. Posteriors, priors and

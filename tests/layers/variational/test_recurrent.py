@@ -302,7 +302,7 @@ def test_what_raises_leaves_nothing_behind():
     bare = keras.layers.RNN(SimpleRNNCellFlipout(H, activation, seed=1), unroll=True)
     others = keras.Sequential([keras.Input((T, IN)), bare])
     for one in (model, others):
-        one.compile("sgd", "mse", jit_compile=True)
+        one.compile("sgd", "mse", jit_compile=False)
         fail[0] = True
         with pytest.raises(RuntimeError, match="stop"):  # In the middle of a trace.
             one.fit(X, X[:, 0, :1], verbose=0)
@@ -522,6 +522,34 @@ def test_the_forget_gates_bias_starts_at_one():
         layer.build((None, T, IN))
         expected = [0, 0, forget, forget, 0, 0, 0, 0]
         np.testing.assert_array_equal(numpy(layer.bias_posterior.mean()), expected)
+
+
+@pytest.mark.tensorflow
+def test_takes_the_functions_of_tfp():
+    import tensorflow_probability as tfp
+
+    normal = tfp.layers.default_mean_field_normal_fn
+    options = {"kernel_posterior_fn": normal(), "bias_posterior_fn": normal(True)}
+    layer = LSTMFlipout(2, **options)
+    assert layer(X).shape == (B, 2)
+    bias = numpy(layer.bias_posterior.mean())
+    np.testing.assert_allclose(bias, [0, 0, 1, 1, 0, 0, 0, 0], atol=0.6)
+
+    def skewed(dtype, shape, name, trainable, add_variable):
+        loc = add_variable(name=name, shape=shape, dtype=dtype, initializer="zeros")
+        return tfp.distributions.Gumbel(loc, 1.0)
+
+    kwargs = {"recurrent_kernel_posterior_fn": skewed}
+    assert LSTMReparameterization(2, **kwargs)(X).shape == (B, 2)
+    with pytest.raises(ValueError, match="symmetric about its mean.*Gumbel"):
+        LSTMFlipout(2, **kwargs)(X)
+
+
+def test_a_stateful_layer_has_no_samples():
+    layer = GRUFlipout(H, stateful=True)
+    model = keras.Sequential([keras.Input(batch_shape=X.shape), layer])
+    with pytest.raises(ValueError, match="Received batch size: 12"):
+        PosteriorSamples(model, 3)(X)
 
 
 def test_a_cell_refuses_to_draw_at_each_step():
