@@ -14,6 +14,7 @@ from kzoo.layers import (
     Conv2DFlipout,
     DenseBatchEnsemble,
     DenseFlipout,
+    LSTMFlipout,
     TileMembers,
     batch_ensemble_initializer,
 )
@@ -36,7 +37,7 @@ OPTIMIZERS = {
 }
 INNER_STATES = ("maintain", "reset", "pullback")
 POLICIES = ("float32", "mixed_float16", "mixed_bfloat16")
-MODELS = ("dense", "conv", "flipout")
+MODELS = ("dense", "conv", "flipout", "lstm")
 JIT = (True, False)
 MEMBERS = 2
 
@@ -50,7 +51,7 @@ def pytest_generate_tests(metafunc):
         # Every optimizer once; every pair of the other choices somewhere.
         others = list(itertools.product(INNER_STATES, POLICIES))
         cases = [
-            (name, *others[i % len(others)], MODELS[i % 3], JIT[i // 2 % 2])
+            (name, *others[i % len(others)], MODELS[i % 4], JIT[i // 2 % 2])
             for i, name in enumerate(OPTIMIZERS)
         ]
     parameters = [
@@ -83,6 +84,9 @@ def ensemble(kind, policy):
     if kind == "conv":
         x = Conv2DBatchEnsemble(4, 3, activation="relu", **method)(x)
         x = keras.layers.GlobalAveragePooling2D(dtype=policy)(x)
+    elif kind == "lstm":
+        x = keras.layers.Reshape((4, 8), dtype=policy)(x)
+        x = LSTMFlipout(4, recurrent_dropout=0.1, **options)(x)
     else:
         x = keras.layers.Flatten(dtype=policy)(x)
         if kind == "flipout":

@@ -147,10 +147,10 @@ def drawn_kernels(layer):
     cell, kernels = layer.cell, []
     for q in (cell.kernel_posterior, cell.recurrent_kernel_posterior):
         mean, delta = numpy(q.mean()), numpy(q.perturbation(cell.seed_generator))
-        s, r = (
-            numpy(random_sign((B, size), cell.seed_generator, DTYPE))
-            for size in mean.shape
-        )
+        # The signs of both are one draw.
+        signs = numpy(random_sign((B * sum(mean.shape),), cell.seed_generator, DTYPE))
+        s, r = np.split(signs, [B * mean.shape[0]])
+        s, r = s.reshape(B, -1), r.reshape(B, -1)
         kernels.append(mean + delta * s[:, :, None] * r[:, None, :])
     return *kernels, numpy(cell.bias_posterior.sample(cell.seed_generator))
 
