@@ -28,17 +28,22 @@ XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_pas
              --xla_cpu_use_fusion_emitters=false
 
 # The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. Each
-# keeps one core busy, so both run at a time; JAX's output follows at the end.
+# process keeps one core busy, so two run at a time: TensorFlow's, but for the zoo; and
+# JAX's, then TensorFlow's of the zoo, whose output follows at the end.
 test: lint
 	@mkdir -p runs
-	@echo "pytest on TensorFlow, and on JAX into runs/test-jax.log"
-	@XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=jax \
-	$(PY) -m pytest $(PYTEST) >runs/test-jax.log 2>&1 & jax=$$!; \
-	trap 'kill $$jax; exit 130' INT TERM; \
+	@echo "pytest on TensorFlow; on JAX, then of the zoo, into runs/test-other.log"
+	@( trap 'kill $$job; exit 143' TERM; \
+	XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST) & job=$$!; \
+	wait $$job; jax=$$?; \
 	XLA_QUICK="$(XLA_QUICK)" KERAS_BACKEND=tensorflow \
-	$(PY) -m pytest $(PYTEST); tensorflow=$$?; \
-	wait $$jax; jax=$$?; cat runs/test-jax.log; \
-	exit $$((tensorflow || jax))
+	$(PY) -m pytest $(PYTEST) tests/zoo & job=$$!; \
+	wait $$job; zoo=$$?; exit $$((jax || zoo)) ) >runs/test-other.log 2>&1 & other=$$!; \
+	trap 'kill $$other; exit 130' INT TERM; \
+	XLA_QUICK="$(XLA_QUICK)" KERAS_BACKEND=tensorflow \
+	$(PY) -m pytest $(PYTEST) --ignore=tests/zoo; rest=$$?; \
+	wait $$other; other=$$?; cat runs/test-other.log; \
+	exit $$((rest || other))
 
 test-fast: lint
 	KERAS_BACKEND=tensorflow $(PY) -m pytest --fast -n 2 --dist loadfile
