@@ -224,9 +224,11 @@ def _words(shape, seed):
 
         # Philox with the seed for its key, as its authors allow: no two keys need be
         # far apart. tf.random would first mix the seed, in forty more operations.
+        parts = tf.cast(seed, "int64") * np.array([1, 1 << 32])
+        key = tf.reduce_sum(parts, keepdims=True)
         return tf.raw_ops.StatelessRandomUniformFullIntV2(
             shape=shape,
-            key=tf.reshape(tf.bitcast(tf.cast(seed, "uint32"), "uint64"), [1]),
+            key=tf.cast(key, "uint64"),
             counter=np.zeros(2, "uint64"),
             dtype=tf.uint32,
             alg=1,  # Philox.

@@ -92,6 +92,11 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
                     "expected `kernel_posterior_fn` and `bias_posterior_fn` in place "
                     f"of `{name}`. Received: {name}={kwargs[name]!r}"
                 )
+        if flash_attention and value_dim not in (None, key_dim):
+            raise ValueError(
+                "expected `value_dim` to be `key_dim` with flash attention. "
+                f"Received: value_dim={value_dim}, key_dim={key_dim}"
+            )
         if seed is not None:
             seed = integer("seed", seed, 0)
         super().__init__(

@@ -35,7 +35,7 @@ class LSTMCellVariational(RecurrentCell):
     def add_weight(self, *args, name=None, initializer=None, **kwargs):
         """Adds a weight; the mean of the forget gate's bias starts 1 higher."""
         if name == "bias_posterior_loc" and self.unit_forget_bias:
-            given = keras.initializers.get(initializer)
+            given = keras.initializers.get(initializer or "glorot_uniform")
             forget = np.repeat([0.0, 1.0, 0.0, 0.0], self.units)
 
             def initializer(shape, dtype=None):

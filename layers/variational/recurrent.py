@@ -57,11 +57,12 @@ class Sequence:
                 once = [1] * (len(bias.shape) - 1)
                 bias = ops.tile(bias, (rows // now.count, *once))
         self._bias, self._recurrent_bias = cell._biases(bias)
+        # Predictions by means or samples of the posteriors draw nothing else.
+        rates = (cell.dropout, cell.recurrent_dropout) if now is None else (0.0, 0.0)
         self._masks = [
             _dropout(shape, p, cell.seed_generator, self._dtype)
-            for shape, p in (
-                ((rows, 1, features), cell.dropout),
-                ((rows, cell.units), cell.recurrent_dropout),
+            for shape, p in zip(
+                ((rows, 1, features), (rows, cell.units)), rates, strict=True
             )
         ]
         self.is_projected = False
@@ -231,8 +232,8 @@ class RecurrentLayer(keras.layers.RNN):
         own_seed = seed
         if is_integer(seed) and go_backwards:
             # The layers of a `keras.layers.Bidirectional` are made from one
-            # configuration, but draw apart: a step of the golden ratio of 2^32.
-            own_seed = (seed + 0x9E3779B9) % 2**32
+            # configuration, but draw apart; and so do replicas, by other steps.
+            own_seed = seed ^ 0x5BD1E995
         cell = self.cell_class(
             units,
             activation,

@@ -7,6 +7,9 @@ import random
 import keras
 import numpy as np
 
+from kzoo.layers.variational.base import VariationalLayer
+from kzoo.layers.variational.mode import at_posterior_mean
+
 from . import session
 from .check import Check, arrays, differ
 from .configs import check_config, check_registration, mentions
@@ -521,6 +524,9 @@ def check_mixed_precision(subject):
         fixed_step = trainable and not draws(layer, subject, True)
         assign(exact, start)
         outputs = dict(zip(fixed, forward(exact, data[0][0], *fixed), strict=True))
+        means = is_variational(layer) and at_posterior_mean(
+            forward, exact, data[0][0], False
+        )
         if fixed_step:
             assign(exact, start)
             train(compile_model(exact, sgd(), QUICK), data)
@@ -548,6 +554,10 @@ def check_mixed_precision(subject):
                 check.finite(what, received)
                 if mode in outputs:
                     check.close(what, received, outputs[mode], LOW[compute])
+            if means:
+                what = f"outputs under {policy} at the means of the posteriors"
+                found = at_posterior_mean(forward, mixed, data[0][0], False)
+                check.close(what, found, means, LOW[compute])
             if not trainable:
                 continue
             assign(mixed, start)
@@ -566,16 +576,25 @@ def flat_pairs(a, b):
     return zip(keras.tree.flatten(a), keras.tree.flatten(b), strict=True)
 
 
+def is_variational(layer):
+    """Whether a layer, or one inside of it, has posteriors."""
+    return any(isinstance(x, VariationalLayer) for x in layer._flatten_layers())
+
+
 def check_float64(subject):
     """Under float64 nothing falls back to float32 (TensorFlow only)."""
     if not subject.is_float or keras.backend.backend() != "tensorflow":
         return
     with Check("float64") as check:
         exact, double = subject.model(), subject.model(dtype="float64")
+        layer, x = exact.get_layer("subject"), subject.inputs()
         # Normal draws of the two agree only as far as float32 resolves their tails.
-        tol = 1e-1 if draws(exact.get_layer("subject"), subject, False) else 1e-4
+        tol = 1e-1 if draws(layer, subject, False) else 1e-4
         assign(double, values_of(exact))
-        x = subject.inputs()
+        if is_variational(layer):
+            means = [at_posterior_mean(forward, m, x, False) for m in (double, exact)]
+            what = "outputs under float64 at the means of the posteriors"
+            check.close(what, *means, 1e-4)
         outputs = double(x, training=False)
         for r, e in flat_pairs(outputs, exact(x, training=False)):
             if "float" in str(e.dtype):

@@ -55,6 +55,7 @@ class Subject:
         self.name = name
         self.is_regressor = info(name).task == "regression"
         model = self.build()
+        self.predict(model)  # Or it raises.
         self.members = ensemble_size(model)
         # Whose draws the other backend has otherwise.
         self.random = ("outputs", "steps") if is_variational(model) else ()

@@ -251,13 +251,20 @@ class EvolutionStrategies(keras.Model):
         seed = self.seed_generator.next()
         noise = self._noise(seed, replica * count, count)
         losses = self._member_losses(x, y, sample_weight, noise)
+        losses = ops.reshape(_of_all_replicas(losses), (self.population,))
+        utilities = self._utilities(losses)
+        utilities = _of_replica(utilities, replica, replicas)
         # Penalties of weights have gradients of their own. The distributed step sums
         # over the replicas.
         return (
             ops.stop_gradient(loss)
-            + self._with_gradient(noise, self._utilities(losses)) / replicas
-            + sum(_zero(p) for p in self.losses) / replicas
+            + self._with_gradient(noise, utilities) / replicas
+            + self._penalties() / replicas
         )
+
+    def _penalties(self):
+        """0, with the gradient of the weights' penalties."""
+        return sum(_zero(p) for p in self.losses)
 
     def _scope(self):
         """Where this model was made, in which its inner ones must be too."""
@@ -328,10 +335,7 @@ class EvolutionStrategies(keras.Model):
         count = self._count // replicas
 
         def of_replica(x):
-            if replicas == 1:
-                return x
-            rows = ops.shape(x)[0] // replicas
-            return ops.take(x, replica * rows + ops.arange(rows), axis=0)
+            return _of_replica(x, replica, replicas)
 
         noise = self._noise(self.perturbation_seed, replica * count, count)
         return self._members.value.outputs(
@@ -341,12 +345,10 @@ class EvolutionStrategies(keras.Model):
     def _updated(self, fitness):
         """The zero whose gradient is the estimate, of this replica's members."""
         replica, replicas = _replica()
-        count, members = self._count // replicas, self.population // replicas
-        utilities = self._utilities(-fitness)
-        if replicas > 1:
-            utilities = ops.take(utilities, replica * members + ops.arange(members))
+        count = self._count // replicas
+        utilities = _of_replica(self._utilities(-fitness), replica, replicas)
         noise = self._noise(self.perturbation_seed, replica * count, count)
-        return self._with_gradient(noise, utilities) / replicas
+        return (self._with_gradient(noise, utilities) + self._penalties()) / replicas
 
     def _member_losses(self, x, y, sample_weight, noise):
         """The loss of each member of the noise, all on the same batch."""
@@ -543,3 +545,20 @@ def _replica():
             replica = tf.cast(context.replica_id_in_sync_group, "int32")
             return replica, context.num_replicas_in_sync
     return 0, 1
+
+
+def _of_replica(x, replica, replicas):
+    """A replica's share of the first axis."""
+    if replicas == 1:
+        return x
+    rows = x.shape[0] // replicas if x.shape[0] else ops.shape(x)[0] // replicas
+    return ops.take(x, replica * rows + ops.arange(rows), axis=0)
+
+
+def _of_all_replicas(x):
+    """The replicas' tensors, one after the other."""
+    if _replica()[1] == 1:
+        return x
+    import tensorflow as tf
+
+    return tf.distribute.get_replica_context().all_gather(x, axis=0)

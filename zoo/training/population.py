@@ -23,8 +23,8 @@ class _Around(keras.layers.Layer):
         self.plain = plain
         self.supports_masking = plain.supports_masking
 
-    def call(self, *args, **kwargs):
-        return self.plain(*args, **kwargs)
+    def call(self, inputs, *args, **kwargs):
+        return self.plain(inputs, *args, **kwargs)
 
     def compute_mask(self, inputs, previous_mask):
         return self.plain.compute_mask(inputs, previous_mask)
@@ -199,7 +199,18 @@ class Population:
     def _around(self, layer):
         if not isinstance(layer, keras.layers.Layer):  # An operation of keras.ops.
             return type(layer).from_config(layer.get_config())
-        if type(layer) in (*DENSE, *CONV) and layer.trainable_variables:
+        if layer.activity_regularizer is not None:
+            raise ValueError(
+                "expected layers without an activity regularizer, whose penalty the "
+                f"members' losses do not have. Received: one of {layer.name!r}"
+            )
+        trained = layer.trainable_variables
+        if type(layer) in (*DENSE, *CONV) and trained:
+            if len(trained) < len(layer.variables):
+                raise ValueError(
+                    "expected a layer's kernel and bias to be trained both or none. "
+                    f"Received: {layer.name!r}, of which {trained[0].name} alone is"
+                )
             self.perturbed.append(_Perturbed(layer, len(self.perturbed)))
             return self.perturbed[-1]
         return _Around(layer)

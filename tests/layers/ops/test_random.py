@@ -324,3 +324,30 @@ def test_bad_float_dtype(dtype):
 def test_bad_sign_dtype(dtype):
     with pytest.raises(ValueError, match=f"`dtype` must hold -1.*'{dtype}'"):
         random.random_sign((3,), 1, dtype)
+
+
+@pytest.mark.tensorflow
+def test_words_are_philoxs():
+    """Those that the authors of Philox4x32-10 give for the key 0 and counter 0."""
+    expected = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
+    assert ops.convert_to_numpy(random._words((4,), (0, 0))).tolist() == expected
+
+
+def test_keys_that_are_neighbours_are_independent():
+    keys = [(s, c) for s in range(8) for c in range(8)]
+    draws = np.stack(
+        [ops.convert_to_numpy(random.normal((4096,), key)) for key in keys]
+    )
+    correlation = np.corrcoef(draws) - np.eye(len(keys))
+    # 2016 pairs, each of deviation 1 / 64.
+    assert abs(correlation).max() < 4.5 / 64
+
+
+@pytest.mark.tensorflow
+def test_seeds_above_32_bits_differ():
+    seeds = (1, 2**32 + 1, 2**40 + 1)
+    for make in (int, keras.random.SeedGenerator):
+        draws = [
+            ops.convert_to_numpy(random.normal((4,), make(seed))) for seed in seeds
+        ]
+        assert len({ops.convert_to_numpy(d).tobytes() for d in draws}) == 3

@@ -15,7 +15,7 @@ tf.config.set_logical_device_configuration(
 
 import keras
 import numpy as np
-from kzoo.layers import DenseFlipout, DenseReparameterization
+from kzoo.layers import DenseFlipout, DenseReparameterization, SimpleRNNFlipout
 
 strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
 x, y = np.ones((32, 5), "float32"), np.zeros((32, 3), "float32")
@@ -39,6 +39,20 @@ for kind in (DenseReparameterization, DenseFlipout):
     logs = model.fit(x, y, batch_size=8, verbose=0).history
     divergence = logs["loss"][0] - logs["mse"][0]
     np.testing.assert_allclose(divergence, float(sum(model.losses)), rtol=1e-4)
+# Nor do the halves of a Bidirectional on one replica draw as on another.
+with strategy.scope():
+    halves = keras.layers.Bidirectional(SimpleRNNFlipout(3, seed=5), merge_mode=None)
+    halves(x[:4, None])
+    halves.backward_layer.set_weights(halves.forward_layer.get_weights())
+
+@tf.function
+def draws():
+    return strategy.run(lambda: halves(x[:4, None]))
+
+found = [v.numpy() for pair in draws() for v in pair.values]
+for i in range(4):
+    for j in range(i):
+        assert not np.allclose(found[i], found[j]), (i, j)
 print("done")
 """
 

@@ -69,8 +69,10 @@ def pytest_generate_tests(metafunc):
         # By default the estimators' difference is left to the dense layers' contract.
         full = metafunc.config.option.all
         layers = list(CONTRACT) if full else list(CONTRACT)[:3]
-        unrolled = itertools.product(layers, [True, False] if full else [True])
-        metafunc.parametrize("layer, unroll", unrolled)
+        cases = itertools.product(layers, [True, False])
+        if not full:
+            cases = zip(layers, [True, True, False], strict=True)
+        metafunc.parametrize("layer, unroll", cases)
 
 
 def numpy(tensor):
@@ -585,3 +587,28 @@ def test_a_cell_refuses_to_draw_at_each_step():
 def test_refuses(layer, kwargs, message):
     with pytest.raises(ValueError, match=message):
         layer(**{"units": 3, **kwargs}).build((None, T, IN))
+
+
+def test_predictions_by_the_posteriors_draw_no_dropout():
+    layer = LSTMFlipout(2, dropout=0.5, recurrent_dropout=0.5, seed=1)
+    model = keras.Sequential([keras.Input((T, IN)), layer])
+    state = numpy(layer.cell.seed_generator.state)
+    for predictor in (PosteriorMean(model), PosteriorSamples(model, 2, seed=0)):
+        predictor.predict(X, verbose=0)
+        np.testing.assert_array_equal(numpy(layer.cell.seed_generator.state), state)
+
+
+@pytest.mark.tensorflow
+def test_a_bias_whose_function_names_no_initializer():
+    import tensorflow as tf
+    import tensorflow_probability as tfp
+
+    def point(dtype, shape, name, trainable, add_variable_fn):
+        loc = add_variable_fn(name=f"{name}_loc", shape=shape, dtype=dtype)
+        loc = tfp.util.DeferredTensor(loc, tf.identity)
+        return tfp.distributions.Independent(tfp.distributions.Deterministic(loc), 1)
+
+    layer = LSTMFlipout(2, bias_posterior_fn=point, seed=1)
+    layer.build((B, T, IN))
+    bias = numpy(layer.bias_posterior.mean()).reshape(4, 2)
+    assert (abs(bias[1] - 1) < 1).all() and (abs(bias[[0, 2, 3]]) < 1).all()

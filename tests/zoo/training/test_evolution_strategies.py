@@ -223,7 +223,9 @@ def test_learns_by_fit_also_without_a_gradient():
         after = members.evaluate(x, y, verbose=0)
         assert after[0] < before[0] - 0.1 and after[1] > 0.85
         # What is shown is of the model itself.
-        np.testing.assert_allclose(members.model.predict(x, verbose=0).shape, (90, 3))
+        members.model.compile(loss=loss, metrics=["accuracy"])
+        alone = members.model.evaluate(x, y, verbose=0)
+        np.testing.assert_allclose(after, alone, rtol=1e-5)
         assert history["accuracy"][-1] > 0.85
 
 
@@ -313,6 +315,25 @@ def test_penalties_have_their_own_gradient():
     loss = members.train_on_batch(np.ones((4, 3)), np.ones((4, 2)))
     assert loss == pytest.approx(0.1 * (kernel**2).sum(), rel=1e-5)
     np.testing.assert_allclose(value(body.kernel), kernel * (1 - 0.1), atol=1e-6)
+    members.update(np.zeros(8))
+    np.testing.assert_allclose(value(body.kernel), kernel * 0.9**2, atol=1e-6)
+
+
+def test_layers_of_several_inputs_and_masks():
+    x = keras.Input((3, 2), name="x")
+    masked = layers.Masking()(x)
+    both = layers.Concatenate()([masked, layers.Dense(2)(x)])
+    mean = layers.GlobalAveragePooling1D()(layers.Add()([both, both]))
+    members = strategy(keras.Model(x, layers.Dense(2)(mean)), population=4)
+    rows = RNG.normal(size=(4, 3, 2)).astype("float32")
+    rows[:, 2] = 0
+    found, model = members.act(rows), members.model
+    kept = model.get_weights()
+    for n in range(4):
+        set_weights(model, members.member_weights(n))
+        alone = model.predict(rows[n : n + 1], verbose=0)
+        np.testing.assert_allclose(found[n : n + 1], alone, rtol=1e-4, atol=1e-5)
+        model.set_weights(kept)
 
 
 def test_weights_of_examples_count():
@@ -387,6 +408,14 @@ def test_models_it_cannot_perturb_are_refused():
         strategy(keras.Sequential([layers.Dense(2)]))
     with pytest.raises(ValueError, match="Received: model .* with none"):
         strategy(keras.Sequential([keras.Input((3,)), layers.Flatten()]))
+    penalty = layers.Dense(2, activity_regularizer="l2", name="penalty")
+    with pytest.raises(ValueError, match="activity.*Received: one of 'penalty'"):
+        strategy(keras.Sequential([keras.Input((3,)), penalty]))
+    half = layers.Dense(2, name="half")
+    model = keras.Sequential([keras.Input((3,)), half])
+    half.kernel.trainable = False
+    with pytest.raises(ValueError, match="both or none. Received: 'half', .* bias"):
+        strategy(model)
 
 
 def test_what_does_not_fit_the_population_is_refused():
@@ -421,12 +450,12 @@ if BACKEND == "tensorflow":
     tf.config.set_logical_device_configuration(cpu, two)
 from kzoo.zoo import EvolutionStrategies
 
-def run(bases=None):
+def run(shaping, bases=None):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(5, "tanh"), keras.layers.Dense(2)]
     model = keras.Sequential([keras.Input((3,)), *layers])
     members = EvolutionStrategies(
-        model, 8, 0.3, shaping=None, bases=bases, seed=1
+        model, 8, 0.3, shaping=shaping, bases=bases, seed=1
     )
     members.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse")
     return members
@@ -444,19 +473,22 @@ def results(members):
     members.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0)
     return found + [v.numpy() for v in members.trainable_variables]
 
-expected = results(run(bases=2))
+SHAPINGS = (None, "centered_ranks")
+expected = [results(run(shaping, bases=2)) for shaping in SHAPINGS]
 if BACKEND == "tensorflow":
     strategy = tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"])
-    with strategy.scope():
-        members = run()
+    scope = strategy.scope
 else:
     devices = keras.distribution.list_devices()
     assert len(devices) == 2, devices
     keras.distribution.set_distribution(keras.distribution.DataParallel(devices=devices))
-    members = run()
-assert members._count == 2
-for received, e in zip(results(members), expected, strict=True):
-    np.testing.assert_allclose(received, e, 1e-4, 1e-5)
+    scope = contextlib.nullcontext
+for shaping, of_one in zip(SHAPINGS, expected, strict=True):
+    with scope():
+        members = run(shaping)
+    assert members._count == 2
+    for received, e in zip(results(members), of_one, strict=True):
+        np.testing.assert_allclose(received, e, 1e-4, 1e-5)
 print("done")
 """
 
