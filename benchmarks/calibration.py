@@ -68,9 +68,11 @@ def arrays(task, split):
 
 
 def with_dropout(layer, rate):
-    """A factory of layers in front of which dropout stands."""
+    """A factory of layers in front of which dropout stands, if they are not first."""
 
     def make(*args, **kwargs):
+        if kwargs["name"] == "hidden0":
+            return layer(*args, **kwargs)
         return lambda x: layer(*args, **kwargs)(keras.layers.Dropout(rate)(x))
 
     return make
@@ -81,10 +83,15 @@ def network(task, method, setting):
     plain, flipout, _ = TASKS[task]
     if method == "flipout":
         return build(flipout, prior_stddev=setting)
+    # Kernels start as the means of Flipout's do.
+    start = {"kernel_initializer": "he_normal"}
+    factories = {"dense": partial(keras.layers.Dense, **start)}
+    if task == "digits":
+        factories["conv"] = partial(keras.layers.Conv2D, **start)
     if method == "dropout":
         # In front of the dense layers, as LeNet-5's with dropout have it.
-        return build(plain, dense=with_dropout(keras.layers.Dense, setting))
-    return build(plain)
+        factories["dense"] = with_dropout(factories["dense"], setting)
+    return build(plain, **factories)
 
 
 def trained(task, method, setting, rate, seed, epochs):
@@ -97,8 +104,10 @@ def trained(task, method, setting, rate, seed, epochs):
         rate, decay_steps=epochs * (-(-len(x) // batch))
     )
     optimizer = keras.optimizers.Adam
-    if METHODS[method][0] == "weight_decay":
-        optimizer = partial(keras.optimizers.AdamW, weight_decay=setting)
+    if method != "flipout":
+        # Of dropout, which is tuned by its rate, the prior that goes with it.
+        decay = 1e-4 if method == "dropout" else setting
+        optimizer = partial(keras.optimizers.AdamW, weight_decay=decay)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if info(model.name).task == "regression":
         loss = GaussianNegativeLogLikelihood()
@@ -229,11 +238,11 @@ def tuned_and_measured(task, method, epochs, search_seeds, seeds):
         return [run(*chosen, seed, ["validation", "test"]) for seed in seeds]
 
 
-def figure(path=ROOT / "docs" / "calibration.png"):
+def figure(lines, path=ROOT / "docs" / "calibration.png"):
     """Draws the entropy of turned and noisy digits, means over seeds."""
     from matplotlib.figure import Figure
 
-    lines = [r for r in results.read(RESULTS) if "out_of_distribution" in r]
+    lines = [r for r in lines if "out_of_distribution" in r]
     drawn = Figure((9, 3.6), layout="constrained")
     titles = {"angle": "degrees turned", "noise": "deviation of noise, grey levels"}
     for axes, (kind, title) in zip(drawn.subplots(1, 2), titles.items(), strict=True):
@@ -265,12 +274,14 @@ def main(argv=None):
     pairs = fnmatch.filter(pairs, arguments.pattern)
     if not pairs:
         parser.error("expected a pattern such as digits/* or */flipout")
+    measured_lines = []
     for pair in pairs:
         task, method = pair.split("/")
         epochs = arguments.epochs or TASKS[task][2]
         lines = tuned_and_measured(
             task, method, epochs, arguments.search_seeds, arguments.seeds
         )
+        measured_lines += lines
         figures = [
             f"{name} {np.mean([r['test'][name] for r in lines]):.4f} ± "
             f"{np.std([r['test'][name] for r in lines]):.4f}"
@@ -278,7 +289,7 @@ def main(argv=None):
         ]
         print(f"{pair:20s} {lines[0]['setting']}  {'  '.join(figures)}", flush=True)
     if arguments.figure:
-        figure()
+        figure(measured_lines)
     return 0
 
 

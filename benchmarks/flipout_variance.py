@@ -2,12 +2,13 @@
 
     python benchmarks/flipout_variance.py [--figure]
 
-A network with normal distributions over its kernels is trained for a few epochs on the
-digits. Then, for batches of N = 1, 2, 4, ... examples drawn with replacement, the
-gradient of the mean cross-entropy by the kernels' means is computed again and again,
-each time with new examples and new perturbations, under each estimator and from the
-same weights; a line of benchmarks/results/flipout_variance.jsonl has the variance,
-averaged over all entries, and its fit
+A network with normal distributions over its kernels is trained for a few epochs: to
+tell the digits apart, or to name the character that follows 16 others in the source of
+Python's standard library. Then, for batches of N = 1, 2, 4, ... examples drawn with
+replacement, the gradient of the mean cross-entropy by the kernels' means is computed
+again and again, each time with new examples and new perturbations, under each estimator
+and from the same weights; a line of benchmarks/results/flipout_variance.jsonl has the
+variance, averaged over all entries, and its fit
 
     variance(N) = v / N + c
 
@@ -32,32 +33,55 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from kzoo.layers import (
+    Conv1DFlipout,
+    Conv1DLocalReparameterization,
+    Conv1DReparameterization,
     Conv2DFlipout,
     Conv2DLocalReparameterization,
     Conv2DReparameterization,
     DenseFlipout,
     DenseLocalReparameterization,
     DenseReparameterization,
+    LSTMFlipout,
+    LSTMReparameterization,
     MeanFieldNormal,
 )
 from kzoo.zoo import load, results
 
 RESULTS = Path(__file__).parent / "results" / "flipout_variance.jsonl"
 ROOT = Path(__file__).parent.parent
+# Dense, convolution of images, of sequences, LSTM.
 ESTIMATORS = {
-    "flipout": (DenseFlipout, Conv2DFlipout),
-    "shared": (DenseReparameterization, Conv2DReparameterization),
-    "local": (DenseLocalReparameterization, Conv2DLocalReparameterization),
+    "flipout": (DenseFlipout, Conv2DFlipout, Conv1DFlipout, LSTMFlipout),
+    "shared": (
+        DenseReparameterization,
+        Conv2DReparameterization,
+        Conv1DReparameterization,
+        LSTMReparameterization,
+    ),
+    "local": (
+        DenseLocalReparameterization,
+        Conv2DLocalReparameterization,
+        Conv1DLocalReparameterization,
+        None,  # A weight that is held over time cannot be drawn as outputs.
+    ),
 }
+NETWORKS = [(d, k) for d in ("digits", "text") for k in ("dense", "conv", "lstm")]
 SIZES = [2**i for i in range(11)]
 SEEDS = (0, 1, 2)
 STDDEV = 0.05  # σ of every kernel's entry where it starts
 EPOCHS, REPEATS = 10, 400
+LENGTH, EXAMPLES = 16, 4096  # Of the text: characters that are seen, and examples.
 
 
-def network(kind, estimator, examples):
-    """A classifier of the digits, by dense layers or by convolutions."""
-    dense, conv = ESTIMATORS[estimator]
+def estimators(kind):
+    """The estimators that a kind of network has."""
+    return [name for name in ESTIMATORS if kind != "lstm" or name != "local"]
+
+
+def network(data, kind, estimator, examples):
+    """A classifier of digits or of the next character."""
+    dense, conv2d, conv1d, lstm = ESTIMATORS[estimator]
     q = MeanFieldNormal(
         loc_initializer="he_normal",
         untransformed_scale_initializer=keras.initializers.Constant(
@@ -65,27 +89,62 @@ def network(kind, estimator, examples):
         ),
     )
     options = {"kernel_posterior_fn": q, "num_examples": examples}
+    conv_options = {"padding": "same", "activation": "relu", **options}
+    if data == "digits":
+        first = [keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 16)]
+        conv, rows, classes = conv2d, [keras.layers.Reshape((8, 8))], 10
+    else:
+        first = [keras.Input((LENGTH,), dtype="int32"), OneHot()]
+        conv, rows, classes = conv1d, [], 128
     body = {
-        "dense": [
+        "dense": lambda: [
             keras.layers.Flatten(),
             dense(128, "relu", **options),
             dense(128, "relu", **options),
         ],
-        "conv": [
-            conv(16, 3, padding="same", activation="relu", **options),
-            conv(32, 3, strides=2, padding="same", activation="relu", **options),
+        "conv": lambda: [
+            conv(16, 3, **conv_options),
+            conv(32, 3, strides=2, **conv_options),
             keras.layers.Flatten(),
         ],
-    }[kind]
-    layers = [keras.Input((8, 8, 1)), keras.layers.Rescaling(1 / 16), *body]
-    return keras.Sequential([*layers, dense(10, **options)])
+        "lstm": lambda: [
+            *rows,
+            lstm(64, recurrent_kernel_posterior_fn=q, **options),
+        ],
+    }[kind]()
+    return keras.Sequential([*first, *body, dense(classes, **options)])
+
+
+class OneHot(keras.layers.Layer):
+    """The 128 characters of ASCII as rows of the unit matrix."""
+
+    def call(self, ids):
+        return keras.ops.one_hot(ids, 128, dtype=self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape, 128)
+
+
+def examples(data):
+    """The training examples `(x, y)`."""
+    folder = ROOT / "runs" / "data"
+    if data == "digits":
+        dataset, _ = load("digits", "train", data_dir=folder)
+        x, y = (np.array(a) for a in zip(*dataset.as_numpy_iterator(), strict=True))
+        return x.astype("float32"), y
+    dataset, _ = load("python_source", "train", data_dir=folder, as_supervised=False)
+    text = b"".join(example["text"] for example in dataset.as_numpy_iterator())
+    text = np.frombuffer(text, "uint8")
+    text = text[text < 128].astype("int32")
+    starts = np.random.default_rng(0).integers(0, len(text) - LENGTH, EXAMPLES)
+    rows = text[starts[:, None] + np.arange(LENGTH + 1)]
+    return rows[:, :-1], rows[:, -1]
 
 
 LOSS = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 SETTINGS = {
     "backend": keras.backend.backend(),
     "dtype": "float32",
-    "data": "digits, train, with replacement",
     "stddev_at_the_start": STDDEV,
     "epochs": EPOCHS,
     "repeats": REPEATS,
@@ -102,7 +161,7 @@ def deviations(model, x, y, seed):
     kernels = [
         v.value
         for v in model.trainable_weights
-        if v.path.endswith("kernel_posterior_loc")
+        if v.path.endswith("kernel_posterior_loc")  # Of recurrent kernels too.
     ]
     x, y = tf.constant(x), tf.constant(y)
 
@@ -186,36 +245,40 @@ def summary(squares):
 def measure():
     """Measures what is not there yet."""
     done = [
-        (r["network"], r["seed"])
+        (r["data"], r["network"], r["seed"])
         for r in results.read(RESULTS)
         if all(r.get(name) == value for name, value in SETTINGS.items())
     ]
-    left = [(k, s) for k in ("dense", "conv") for s in SEEDS if (k, s) not in done]
-    if not left:
-        return
-    data, _ = load("digits", "train", data_dir=ROOT / "runs" / "data")
-    x, y = (np.array(a) for a in zip(*data.as_numpy_iterator(), strict=True))
-    x = x.astype("float32")
-    for kind, seed in tqdm(left, desc="networks"):
+    wanted = [(d, k, s) for d, k in NETWORKS for s in SEEDS]
+    left = [
+        key
+        for key in wanted
+        if (f"{key[0]}, train, with replacement", *key[1:]) not in done
+    ]
+    for data, kind, seed in tqdm(left, desc="networks"):
+        x, y = examples(data)
         keras.utils.set_random_seed(seed)
-        trained = network(kind, "flipout", len(x))
+        trained = network(data, kind, "flipout", len(x))
         trained.compile("adam", LOSS)
         trained.fit(x, y, batch_size=64, epochs=EPOCHS, verbose=0)
         layers = [w for w in trained.layers if hasattr(w, "kernel_posterior")]
         stddev = np.mean([w.kernel_posterior.stddev().numpy().mean() for w in layers])
         squares = {}
-        for estimator in ESTIMATORS:
-            model = network(kind, estimator, len(x))
+        for estimator in estimators(kind):
+            model = network(data, kind, estimator, len(x))
             model.set_weights(trained.get_weights())
             squares[estimator] = deviations(model, x, y, seed)
         results.append(
             RESULTS,
             {
                 "command": "python benchmarks/flipout_variance.py",
+                "data": f"{data}, train, with replacement",
                 "network": kind,
                 "seed": seed,
                 **SETTINGS,
-                "shape": " -> ".join(str(w.kernel.shape) for w in layers),
+                "shape": " -> ".join(
+                    str(tuple(w.kernel_posterior.mean().shape)) for w in layers
+                ),
                 "stddev": float(stddev),
                 **summary(squares),
             },
@@ -231,7 +294,8 @@ def table():
         low, high = r["slope_interval"]
         least, most = r["c_of_shared_interval"]
         print(
-            f"{r['network']:6s} seed {r['seed']}  sigma {r['stddev']:.3f}  "
+            f"{r['data'].partition(',')[0]:6s} {r['network']:5s} seed {r['seed']}  "
+            f"sigma {r['stddev']:.3f}  "
             f"slope {r['slope']:.3f} [{low:.3f}, {high:.3f}] (bar -1 +- 0.05)  "
             f"c / c of a shared perturbation {r['c_of_shared']:.4f} "
             f"[{least:.4f}, {most:.4f}] (bar 0.1)  {'met' if fine else 'MISSED'}"
@@ -243,22 +307,26 @@ def figure(path=ROOT / "docs" / "flipout_variance.png"):
     """Draws the variances of all lines."""
     from matplotlib.figure import Figure
 
-    records = results.read(RESULTS)
-    kinds = sorted({r["network"] for r in records}, reverse=True)
-    drawn = Figure((4.5 * len(kinds), 3.6), layout="constrained")
-    for axes, kind in zip(drawn.subplots(1, len(kinds)), kinds, strict=True):
-        starts = []
+    lines = {}
+    for r in results.read(RESULTS):
+        kind = r["data"].partition(",")[0], r["network"]
+        lines.setdefault(kind, []).append(r)
+    drawn = Figure((4.5 * len(lines), 3.6), layout="constrained")
+    panels = drawn.subplots(1, len(lines), squeeze=False).flat
+    for axes, ((data, kind), of_kind) in zip(panels, lines.items(), strict=True):
         for estimator, color in zip(ESTIMATORS, ("C0", "C3", "C2"), strict=True):
-            lines = [r[estimator]["variance"] for r in records if r["network"] == kind]
-            mean = np.exp(np.log(lines).mean(0))
-            starts.append(mean[0])
+            if estimator not in estimators(kind):
+                continue
+            found = [r[estimator]["variance"] for r in of_kind]
+            mean = np.exp(np.log(found).mean(0))
             axes.plot(SIZES, mean, "o-", color=color, markersize=3, label=estimator)
             axes.fill_between(
-                SIZES, np.min(lines, 0), np.max(lines, 0), color=color, alpha=0.2
+                SIZES, np.min(found, 0), np.max(found, 0), color=color, alpha=0.2
             )
-        axes.plot(SIZES, starts[0] / np.array(SIZES), ":", color="grey", label="1 / N")
-        axes.set(xscale="log", yscale="log", title=kind, xlabel="N, batch size")
-        axes.set_ylabel("variance of the gradient")
+            if estimator == "flipout":
+                axes.plot(SIZES, mean[0] / np.array(SIZES), ":", color="grey")
+        axes.set(xscale="log", yscale="log", title=f"{kind}, {data}")
+        axes.set(xlabel="N, batch size", ylabel="variance of the gradient")
         axes.legend()
     drawn.savefig(path, dpi=120)
 

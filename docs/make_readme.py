@@ -5,14 +5,15 @@
 
 Each part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. The
 catalogue comes from the package's own indexes, the figures from the JSON lines
-under benchmarks/results, and the quickstart's output from docs/quickstart.txt,
-which `make quickstart-output` writes.
+under benchmarks/results, and what the two commands printed from docs/quickstart.txt
+and docs/test.txt, which `make quickstart-output` and `make test-output` write.
 """
 
 import argparse
 import inspect
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -135,24 +136,24 @@ def variance_table():
     """Returns the fits of benchmarks/flipout_variance.py, over seeds."""
     records = results.read(ROOT / "benchmarks/results/flipout_variance.jsonl")
     lines = [
-        "| network | σ | slope of log variance by log N | c / c of a shared "
+        "| data | network | σ | slope of log variance by log N | c / c of a shared "
         "perturbation | seeds |",
-        "|---|---|---|---|---|",
+        "|---|---|---|---|---|---|",
     ]
-    for name in sorted({record["network"] for record in records}):
-        runs = [record for record in records if record["network"] == name]
+    for data, name in sorted({(r["data"], r["network"]) for r in records}):
+        runs = [r for r in records if (r["data"], r["network"]) == (data, name)]
         cells = [
             spread([run[key] for run in runs], 3)
             for key in ("stddev", "slope", "c_of_shared")
         ]
         cells.append(", ".join(str(run["seed"]) for run in runs))
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        lines.append(f"| {data} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def quickstart():
-    """Returns what `make quickstart` printed when the maintainers last ran it."""
-    text = (ROOT / "docs/quickstart.txt").read_text().rstrip()
+def printed(command):
+    """Returns what a command printed when the maintainers last ran it."""
+    text = (ROOT / f"docs/{command}.txt").read_text().rstrip()
     return f"```text\n{text}\n```"
 
 
@@ -161,7 +162,7 @@ PARTS = {
     "digits": digits_table,
     "speed": speed_table,
     "variance": variance_table,
-    "quickstart": quickstart,
+    "quickstart": partial(printed, "quickstart"),
 }
 
 

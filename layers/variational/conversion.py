@@ -119,7 +119,8 @@ def to_bayesian(
         σ = δ |μ|.
 
     All else stays as it is: names, other layers and their weights, shared layers,
-    nested models, which layers are frozen. Regularizers and constraints of a kernel
+    nested models, which layers are frozen (their twins draw too, from posteriors that
+    stay as they are). Regularizers and constraints of a kernel
     are then those of μ. At the posterior mean (`kzoo.layers.PosteriorMean`) the twin
     computes what the plain model does.
 

@@ -81,7 +81,8 @@ class GRUCellFlipout(GRUCellVariational):
     Args:
         **kwargs: `GRUFlipout`'s arguments, but those of the loop
             (`return_sequences`, `return_state`, `go_backwards`, `stateful`, `unroll`,
-            `zero_output_for_mask`) and `activity_regularizer`.
+            `zero_output_for_mask`) and `activity_regularizer`. Cells of equal seeds
+            draw alike: give the two of a `keras.layers.Bidirectional` their own.
 
     Call arguments:
         inputs: Tensor, the inputs of a step.

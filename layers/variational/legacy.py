@@ -32,7 +32,7 @@ def load_legacy_weights(model, legacy_model):
 
         legacy_model = tf_keras.models.load_model("model.h5", custom_objects={...})
 
-    On the TensorFlow backend only.
+    On the TensorFlow backend only. Recurrent layers are not taken.
 
     Args:
         model: A built `keras.Model`, whose posteriors are `MeanFieldNormal` (the

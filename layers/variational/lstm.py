@@ -70,7 +70,8 @@ class LSTMCellFlipout(LSTMCellVariational):
     Args:
         **kwargs: `LSTMFlipout`'s arguments, but those of the loop
             (`return_sequences`, `return_state`, `go_backwards`, `stateful`, `unroll`,
-            `zero_output_for_mask`) and `activity_regularizer`.
+            `zero_output_for_mask`) and `activity_regularizer`. Cells of equal seeds
+            draw alike: give the two of a `keras.layers.Bidirectional` their own.
 
     Call arguments:
         inputs: Tensor, the inputs of a step.

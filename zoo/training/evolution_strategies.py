@@ -46,10 +46,11 @@ class EvolutionStrategies(keras.Model):
 
     A model like any other around the one it trains: `compile`, `fit`, `evaluate`,
     `predict`, callbacks and `save` work; in `fit` all members see the same batch, and
-    the loss and metrics shown are those of the model itself, W. For anything else that
-    gives each member a number, such as an episode in an environment, `act` gives the
-    members' outputs, as often as it takes, and `update` makes the step. Layers compute
-    as in inference: without dropout, with batch statistics as they are.
+    the loss and metrics shown are those of the model itself, W. (A member's loss is the
+    mean of its rows' values, whatever the loss's reduction and weight.) For anything
+    else that gives each member a number, such as an episode in an environment, `act`
+    gives the members' outputs, as often as it takes, and `update` makes the step.
+    Layers compute as in inference: without dropout, with batch statistics as they are.
 
     On several devices each has its own base perturbations and members: under
     `tf.distribute.MirroredStrategy` (make and compile this model in its scope), or
