@@ -169,8 +169,9 @@ def seed_pair(seed):
     if isinstance(seed, keras.random.SeedGenerator):
         return _of_replica(seed.next())
     if is_integer(seed):
+        seed = int(seed)
         # Like a new SeedGenerator(seed)'s first pair, which is (seed, 0).
-        return np.array([seed & 0xFFFFFFFF, (int(seed) >> 32) & 0xFFFFFFFF], "uint32")
+        return np.array([seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], "uint32")
     if ops.is_tensor(seed) or isinstance(seed, (np.ndarray, list, tuple)):
         if tuple(np.shape(seed)) == (2,):
             return seed
@@ -253,6 +254,10 @@ def _of_replica(pair):
 
 
 def _check_shape(shape):
+    if any(is_integer(size) and size < 0 for size in shape):
+        raise ValueError(
+            f"`shape` must have no negative sizes. Received: shape={shape}"
+        )
     if any(size is None for size in shape):
         raise ValueError(
             "`shape` must be known when drawing; `keras.ops.shape(x)` gives a "

@@ -6,6 +6,7 @@ import numbers
 import keras
 from keras import ops
 
+from ..ops.arguments import is_integer
 from .distributions import (
     MEAN_FIELD_NORMAL,
     POINT,
@@ -53,8 +54,8 @@ class VariationalLayer(keras.layers.Layer):
         )
         self.num_examples = check_num_examples(num_examples)
         self._first_divergence_weight = 1.0
-        self.seed = seed
-        self.seed_generator = keras.random.SeedGenerator(seed)
+        self.seed = int(seed) if is_integer(seed) else seed
+        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def _set_functions(self, **functions):
         for name, function in functions.items():

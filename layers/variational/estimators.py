@@ -66,6 +66,15 @@ class Flipout:
         perturbation, signs_in, signs_out = noise
         return mean[..., part], perturbation[..., part], signs_in, signs_out[..., part]
 
+    @staticmethod
+    def over_steps(kernel):
+        """Returns the kernel of rows for those that have an axis of steps."""
+        mean, *noise = kernel
+        if not noise:
+            return kernel
+        perturbation, signs_in, signs_out = noise
+        return mean, perturbation, signs_in[:, None], signs_out[:, None]
+
 
 class Reparameterization:
     """One kernel for all rows."""
@@ -88,6 +97,11 @@ class Reparameterization:
     def of_outputs(part, kernel):
         """Returns the kernel of some outputs, a slice of them."""
         return (kernel[0][..., part],)
+
+    @staticmethod
+    def over_steps(kernel):
+        """Returns the kernel: it is that of all rows."""
+        return kernel
 
 
 class LocalReparameterization:

@@ -95,6 +95,9 @@ def load_legacy_weights(model, legacy_model):
         )
     for variable, value in found:
         variable.assign(value)
+    for layer in ours:
+        if hasattr(layer, "finalize_state"):  # Normalization computes with constants.
+            layer.finalize_state()
 
 
 def _with_weights(model, kind):

@@ -39,10 +39,10 @@ class Sequence:
 
     def __init__(self, cell, rows):
         width, features = cell.gates * cell.units, cell.kernel.shape[0]
-        self._apply, self._linear = cell.estimator.apply, ops.matmul
+        self._estimator, self._linear = cell.estimator, ops.matmul
         self._dtype = cell.compute_dtype
         # Signs of each row, the same at all steps.
-        self._kernel = cell._drawn(cell.kernel, [(rows, 1, features), (rows, 1, width)])
+        self._kernel = cell._drawn(cell.kernel, [(rows, features), (rows, width)])
         recurrent = cell._drawn(
             cell.recurrent_kernel, [(rows, cell.units), (rows, width)]
         )
@@ -62,18 +62,27 @@ class Sequence:
         self._masks = [
             _dropout(shape, p, cell.seed_generator, self._dtype)
             for shape, p in zip(
-                ((rows, 1, features), (rows, cell.units)), rates, strict=True
+                ((rows, features), (rows, cell.units)), rates, strict=True
             )
         ]
         self.is_projected = False
 
     def project(self, inputs, training):
-        """x W + b of steps `[B, T, features]`."""
+        """x W + b of all steps, `[B, T, features]`."""
+        x = ops.cast(inputs, self._dtype)
+        if training and self._masks[0] is not None:
+            x = x * self._masks[0][:, None]
+        kernel = self._estimator.over_steps(self._kernel)
+        z = self._estimator.apply(self._linear, x, kernel)
+        return z if self._bias is None else z + ops.expand_dims(self._bias, -2)
+
+    def project_step(self, inputs, training):
+        """x W + b of one step, `[B, features]`."""
         x = ops.cast(inputs, self._dtype)
         if training and self._masks[0] is not None:
             x = x * self._masks[0]
-        z = self._apply(self._linear, x, self._kernel)
-        return z if self._bias is None else z + ops.expand_dims(self._bias, -2)
+        z = self._estimator.apply(self._linear, x, self._kernel)
+        return z if self._bias is None else z + self._bias
 
     def dropped(self, h, training):
         """The state, some of its units dropped."""
@@ -81,7 +90,7 @@ class Sequence:
 
     def project_state(self, h, part=0):
         """h U, and its own bias, if the cell has two."""
-        u = self._apply(self._linear, h, self._recurrent[part])
+        u = self._estimator.apply(self._linear, h, self._recurrent[part])
         return u if self._recurrent_bias is None else u + self._recurrent_bias
 
 
@@ -185,7 +194,7 @@ class RecurrentCell(VariationalLayer, DropoutRNNCell):
         if held.is_projected:
             x = inputs
         else:
-            x = held.project(inputs[:, None], training)[:, 0]
+            x = held.project_step(inputs, training)
         h, *others = keras.tree.flatten(states)
         new = self._step(x, held, training, h, *others)
         return new[0], keras.tree.pack_sequence_as(states, new)
@@ -257,7 +266,7 @@ class RecurrentLayer(keras.layers.RNN):
             trainable=trainable,
             **of_layer,
         )
-        self.seed = seed
+        self.seed = int(seed) if is_integer(seed) else seed
         self.input_spec = keras.layers.InputSpec(ndim=3)
 
     units = property(attrgetter("cell.units"))

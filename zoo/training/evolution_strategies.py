@@ -177,11 +177,11 @@ class EvolutionStrategies(keras.Model):
         Raises:
             ValueError: If the rows do not split into members.
         """
-        rows = {np.shape(x)[0] for x in keras.tree.flatten(observations)}
-        if len(rows) != 1 or min(rows) % self.population:
+        rows = [np.shape(x)[:1] for x in keras.tree.flatten(observations)]
+        if len(set(rows)) != 1 or not rows[0] or rows[0][0] % self.population:
             raise ValueError(
-                "expected as many rows for each member, a multiple of "
-                f"{self.population} in all. Received: {sorted(rows)} rows"
+                "expected arrays with as many rows for each member, a multiple of "
+                f"{self.population} in all. Received: {sorted(set(sum(rows, ())))} rows"
             )
         inner = self._inner.value
         if "act" not in inner:
@@ -259,8 +259,8 @@ class EvolutionStrategies(keras.Model):
         # over the replicas.
         return (
             ops.stop_gradient(loss)
-            + self._with_gradient(noise, utilities) / replicas
-            + self._penalties() / replicas
+            + ops.cast(self._with_gradient(noise, utilities), loss.dtype) / replicas
+            + ops.cast(self._penalties(), loss.dtype) / replicas
         )
 
     def _penalties(self):
@@ -370,6 +370,11 @@ class EvolutionStrategies(keras.Model):
             )
         weight = None if sample_weight is None else tile(sample_weight)
         values = loss(tiled(y), outputs, weight)
+        if not len(values.shape):
+            raise ValueError(
+                "expected a loss with a value for each row. "
+                f"Received: loss={self.loss!r}, which gives a scalar"
+            )
         return ops.mean(ops.reshape(values, (members, -1)), axis=1)
 
     def _utilities(self, losses):

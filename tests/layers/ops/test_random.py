@@ -351,3 +351,15 @@ def test_seeds_above_32_bits_differ():
             ops.convert_to_numpy(random.normal((4,), make(seed))) for seed in seeds
         ]
         assert len({ops.convert_to_numpy(d).tobytes() for d in draws}) == 3
+
+
+def test_seeds_of_numpy():
+    for seed in (np.int8(-3), np.int64(5)):
+        same = random.normal((3,), int(seed))
+        np.testing.assert_array_equal(random.normal((3,), seed), same)
+
+
+def test_negative_sizes_are_refused():
+    for draw in (random.random_sign, random.normal):
+        with pytest.raises(ValueError, match="no negative sizes.*-1"):
+            draw((-1,), 1)

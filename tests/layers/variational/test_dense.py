@@ -307,3 +307,8 @@ def test_the_exact_posterior_of_linear_regression():
 def test_refuses(kwargs, message):
     with pytest.raises(ValueError, match=message):
         DenseFlipout(**{"units": 3, **kwargs}).build((None, IN))
+
+
+def test_a_seed_of_numpy_is_saved():
+    layer = DenseFlipout(2, seed=np.int64(3))
+    assert type(layer.get_config()["seed"]) is int

@@ -333,3 +333,24 @@ def test_refuses_what_is_no_built_model(tf_keras):
 def test_refuses_another_backend():
     with pytest.raises(ValueError, match="Received: 'jax'"):
         load_legacy_weights(None, None)
+
+
+@pytest.mark.tensorflow
+def test_normalization_computes_with_what_it_got():
+    import tf_keras
+
+    legacy = tf_keras.Sequential(
+        [
+            tf_keras.Input((3,)),
+            tf_keras.layers.Normalization(),
+            tf_keras.layers.Dense(2),
+        ]
+    )
+    x = rng.normal(3, 2, (20, 3)).astype("float32")
+    legacy.layers[0].adapt(x)
+    plain = [keras.layers.Normalization(), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((3,)), *plain])
+    load_legacy_weights(model, legacy)
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), legacy.predict(x, verbose=0), rtol=1e-5, atol=1e-6
+    )

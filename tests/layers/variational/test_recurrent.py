@@ -612,3 +612,15 @@ def test_a_bias_whose_function_names_no_initializer():
     layer.build((B, T, IN))
     bias = numpy(layer.bias_posterior.mean()).reshape(4, 2)
     assert (abs(bias[1] - 1) < 1).all() and (abs(bias[[0, 2, 3]]) < 1).all()
+
+
+def test_a_cell_compiles_behind_a_trained_layer():
+    losses = []
+    for jit in (False, True):
+        keras.utils.set_random_seed(0)
+        first = keras.layers.GRU(3, return_sequences=True)
+        cells = [LSTMCellFlipout(2, dropout=0.1, seed=1), GRUCellFlipout(2, seed=2)]
+        model = keras.Sequential([keras.Input((T, IN)), first, keras.layers.RNN(cells)])
+        model.compile("sgd", "mse", jit_compile=jit)
+        losses.append([model.train_on_batch(X, np.ones((B, 2))) for _ in range(2)])
+    np.testing.assert_allclose(*losses, rtol=1e-5)

@@ -422,6 +422,8 @@ def test_what_does_not_fit_the_population_is_refused():
     members = compiled({})
     with pytest.raises(ValueError, match="multiple of 8.*Received: \\[9\\] rows"):
         members.act(np.zeros((9, 2)))
+    with pytest.raises(ValueError, match="multiple of 8.*Received: \\[\\] rows"):
+        members.act([[0.0] * 2] * 8)
     for fitness in (np.zeros(7), np.zeros((8, 1)), np.full(8, np.nan)):
         with pytest.raises(ValueError, match="8 finite numbers.*Received"):
             members.update(fitness)
@@ -505,3 +507,24 @@ def test_two_devices_have_a_base_each_and_step_as_one_with_two():
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
     assert ran.stdout == "done\n", ran.stdout
+
+
+def test_a_loss_of_the_whole_batch_is_refused():
+    members = strategy(keras.Sequential([keras.Input((3,)), layers.Dense(2)]))
+    members.compile("sgd", lambda y, p: keras.ops.mean((y - p) ** 2))
+    with pytest.raises(ValueError, match="a value for each row.*a scalar"):
+        members.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+
+
+@pytest.mark.tensorflow
+def test_fits_under_float64():
+    keras.config.set_dtype_policy("float64")
+    try:
+        body = layers.Dense(2)
+        members = strategy(keras.Sequential([keras.Input((3,)), body]), population=8)
+        before = value(body.kernel)
+        members.compile("sgd", "mse")
+        members.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert body.kernel.dtype == "float64" and (value(body.kernel) != before).all()
