@@ -60,6 +60,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("layer", layers)
 
 
+@pytest.mark.slow
 def test_contract(layer):
     kwargs = {
         "num_heads": 2,

@@ -42,6 +42,7 @@ def drawn(layer, x):
     return y, numpy(q.mean()), numpy(q.perturbation(layer.seed_generator))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_contract(layer):
     kwargs = {

@@ -35,6 +35,7 @@ def wide(layer):
     return layer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_contract(layer):
     kwargs = {

@@ -129,6 +129,7 @@ def run(kind, x, kernel, recurrent, bias):
     return np.array(states)
 
 
+@pytest.mark.slow
 def test_contract(layer, unroll):
     kwargs = {
         "units": 2,

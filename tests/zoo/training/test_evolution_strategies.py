@@ -143,6 +143,7 @@ def test_the_step_is_the_weighted_sum_of_the_members_perturbations(antithetic):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "arguments",
     [{}, {"bases": 4}, {"antithetic": False}],
@@ -212,6 +213,7 @@ def error_rate(y_true, y_pred):
     return keras.ops.cast(wrong, "float32")
 
 
+@pytest.mark.slow
 def test_learns_by_fit_also_without_a_gradient():
     x, y = blobs()
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -251,6 +253,7 @@ def cart_pole(members, policy, steps=100):
     return survived
 
 
+@pytest.mark.slow
 def test_learns_to_balance_a_pole():
     keras.utils.set_random_seed(0)
     policy = keras.Sequential([keras.Input((4,)), layers.Dense(1, use_bias=False)])
@@ -271,6 +274,7 @@ def compiled(mode):
     return members
 
 
+@pytest.mark.slow
 def test_trains_the_same_compiled_and_resumed_and_lowers(tmp_path):
     x, y = blobs()
     batches = [(x[i : i + 6], y[i : i + 6]) for i in range(0, 18, 6)]
