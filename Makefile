@@ -27,23 +27,25 @@ lint: $(STAMP)
 XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
              --xla_cpu_use_fusion_emitters=false
 
-# The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. Each
-# process keeps one core busy, so two run at a time: TensorFlow's, but for the zoo; and
-# JAX's, then TensorFlow's of the zoo, whose output follows at the end.
+ON_JAX := XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST)
+ON_TENSORFLOW := XLA_QUICK="$(XLA_QUICK)" KERAS_BACKEND=tensorflow \
+                 $(PY) -m pytest $(PYTEST)
+
+# The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. A process
+# keeps one core busy, so two run at a time, each half of the work; the output of the
+# second one follows at the end.
 test: lint
 	@mkdir -p runs
-	@echo "pytest on TensorFlow; on JAX, then of the zoo, into runs/test-other.log"
+	@echo "pytest on TensorFlow and of the zoo on JAX; the rest into runs/test-rest.log"
 	@( trap 'kill $$job; exit 143' TERM; \
-	XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST) & job=$$!; \
-	wait $$job; jax=$$?; \
-	XLA_QUICK="$(XLA_QUICK)" KERAS_BACKEND=tensorflow \
-	$(PY) -m pytest $(PYTEST) tests/zoo & job=$$!; \
-	wait $$job; zoo=$$?; exit $$((jax || zoo)) ) >runs/test-other.log 2>&1 & other=$$!; \
-	trap 'kill $$other; exit 130' INT TERM; \
-	XLA_QUICK="$(XLA_QUICK)" KERAS_BACKEND=tensorflow \
-	$(PY) -m pytest $(PYTEST) --ignore=tests/zoo; rest=$$?; \
-	wait $$other; other=$$?; cat runs/test-other.log; \
-	exit $$((rest || other))
+	$(ON_JAX) --ignore=tests/zoo & job=$$!; wait $$job; jax=$$?; \
+	$(ON_TENSORFLOW) tests/zoo & job=$$!; wait $$job; zoo=$$?; \
+	exit $$((jax || zoo)) ) >runs/test-rest.log 2>&1 & rest=$$!; \
+	trap 'kill $$rest; exit 130' INT TERM; \
+	$(ON_TENSORFLOW) --ignore=tests/zoo; tensorflow=$$?; \
+	$(ON_JAX) tests/zoo; zoo=$$?; \
+	wait $$rest; rest=$$?; cat runs/test-rest.log; \
+	exit $$((tensorflow || zoo || rest))
 
 test-fast: lint
 	KERAS_BACKEND=tensorflow $(PY) -m pytest --fast -n 2 --dist loadfile

@@ -51,7 +51,7 @@ def pytest_generate_tests(metafunc):
         # Every optimizer once; every pair of the other choices somewhere.
         others = list(itertools.product(INNER_STATES, POLICIES))
         cases = [
-            (name, *others[i % len(others)], MODELS[i % 4], JIT[i // 2 % 2])
+            (name, *others[i % len(others)], MODELS[i % 4], JIT[i // 4 % 2])
             for i, name in enumerate(OPTIMIZERS)
         ]
     parameters = [

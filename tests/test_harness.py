@@ -1138,6 +1138,7 @@ def test_fails():
 """
 
 
+@pytest.mark.tensorflow  # No backend makes a difference.
 @pytest.mark.parametrize(
     ("listed", "unlisted"),
     [
@@ -1166,6 +1167,7 @@ def test_only_listed_skips_pass(listed, unlisted, tmp_path):
     assert code == (pytest.ExitCode.TESTS_FAILED if unlisted else pytest.ExitCode.OK)
 
 
+@pytest.mark.tensorflow  # No backend makes a difference.
 def test_a_listed_skip_needs_its_reason(tmp_path):
     (tmp_path / "allowed.txt").write_text("test_one.py::test_skips\n")
     with pytest.raises(ValueError, match="<test id>: <reason>"):
@@ -1190,6 +1192,7 @@ def test_skips():
 """
 
 
+@pytest.mark.tensorflow  # No backend makes a difference.
 def test_conftest_deselects_appends_and_is_strict(tmp_path):
     (tmp_path / "test_one.py").write_text(CONFTEST)
     root = pathlib.Path(__file__).parents[1]

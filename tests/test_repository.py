@@ -342,6 +342,7 @@ def test_allowed_skips_name_tests_that_exist():
 
 
 @pytest.mark.slow
+@pytest.mark.tensorflow  # No backend makes a difference.
 def test_a_clone_in_a_folder_with_an_odd_name(tmp_path):
     clone = tmp_path / "kzoo odd-name.1"
     subprocess.run(

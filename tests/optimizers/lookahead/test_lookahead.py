@@ -85,7 +85,14 @@ def by_name(optimizer, ending):
     return [v.numpy() for v in optimizer.variables if v.path.endswith(ending)]
 
 
-@pytest.mark.parametrize("inner_state", INNER_STATES)
+def pytest_generate_tests(metafunc):
+    if metafunc.function is test_contract:
+        # The one with the most state, unless all are asked for: the others have tests
+        # of their own below.
+        full = metafunc.config.option.all
+        metafunc.parametrize("inner_state", INNER_STATES if full else ["pullback"])
+
+
 def test_contract(inner_state):
     check_optimizer(
         lambda: Lookahead(
