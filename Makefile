@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: quickstart test test-fast test-all lint format bench readme pretrained \
-        quickstart-output test-output clean
+        quickstart-output clean
 
 quickstart: $(STAMP)
 	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.quickstart
@@ -65,15 +65,10 @@ bench: $(STAMP)
 pretrained: $(STAMP)
 	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.pretrained
 
-# README shows what these printed.
+# README shows what this printed.
 quickstart-output: $(STAMP)
 	rm -rf runs/quickstart
 	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.quickstart > docs/quickstart.txt
-
-test-output: $(STAMP)
-	$(MAKE) --no-print-directory test > runs/test.log
-	grep -E '^(All checks|[0-9]+ files|pytest on|collected|contract:|=+ .* passed)' \
-	    runs/test.log > docs/test.txt
 
 readme: $(STAMP)
 	KERAS_BACKEND=tensorflow $(PY) docs/make_readme.py

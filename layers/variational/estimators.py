@@ -6,11 +6,9 @@ inputs with it. To every estimator a kernel alone, `(W,)`, is just that, such as
 posterior's mean.
 """
 
-import math
-
 from keras import ops
 
-from ..ops.random import normal, random_sign
+from ..ops.random import draw_together, normal, random_sign
 from ..ops.variational import flipout, local_reparameterization
 from .distributions import Normal
 
@@ -43,7 +41,7 @@ class Flipout:
         if posterior.is_point:
             return (mean,)
         perturbation = ops.cast(posterior.perturbation(seed), dtype)
-        return mean, perturbation, *_signs(sign_shapes, seed, dtype)
+        return mean, perturbation, *draw_together(random_sign, sign_shapes, seed, dtype)
 
     @staticmethod
     def apply(linear, x, kernel):
@@ -131,15 +129,3 @@ class LocalReparameterization:
         if not noise:
             return linear(x, mean)
         return local_reparameterization(linear, x, mean, *noise)
-
-
-def _signs(shapes, seed, dtype):
-    """Signs of several shapes, or None, by one draw: each takes its time to compile."""
-    sizes = [0 if shape is None else math.prod(shape) for shape in shapes]
-    flat = random_sign((sum(sizes),), seed, dtype)
-    found, start = [], 0
-    for shape, size in zip(shapes, sizes, strict=True):
-        part = None if shape is None else ops.reshape(flat[start : start + size], shape)
-        found.append(part)
-        start += size
-    return found

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from ...layers.ops.arguments import integer
-from ...layers.ops.random import normal, nth_seed, random_sign
+from ...layers.ops.random import draw_together, normal, nth_seed, random_sign
 from .population import Population, by_device
 
 SHAPINGS = ("centered_ranks", None)
@@ -311,8 +311,8 @@ class EvolutionStrategies(keras.Model):
         ]
         signs = [(half, *s) for x in layers for s in (x.signs.ins, x.signs.outs)]
         dtype = layers[0].plain.kernel.dtype
-        numbers = _split(normal, kernels + biases, nth_seed(seed, 0), dtype)
-        signs = _split(random_sign, signs, nth_seed(seed, 1), dtype)
+        numbers = draw_together(normal, kernels + biases, nth_seed(seed, 0), dtype)
+        signs = draw_together(random_sign, signs, nth_seed(seed, 1), dtype)
 
         def pairs(x, sign):
             return ops.concatenate([x, sign * x]) if self.antithetic else x
@@ -483,14 +483,6 @@ class _Updating(keras.Model):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         return self.strategy._updated(y_pred)
-
-
-def _split(draw, shapes, seed, dtype):
-    """Draws tensors of many shapes at once, which compiles faster than one by one."""
-    sizes = [math.prod(shape) for shape in shapes]
-    flat = draw((sum(sizes),), seed, dtype)
-    parts = ops.split(flat, np.cumsum(sizes)[:-1].tolist())
-    return [ops.reshape(x, s) for x, s in zip(parts, shapes, strict=True)]
 
 
 def _transposed(rows):
