@@ -6,8 +6,8 @@ import pytest
 
 from harness import check_model
 from kzoo.layers import DenseFlipout, from_bayesian
-from kzoo.zoo import build
-from kzoo.zoo.models.mlp import mlp
+from kzoo.zoo import build, load
+from kzoo.zoo.models.mlp import _DIABETES, mlp
 from kzoo.zoo.predictive import regression
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(6, 4)).astype("float32")
@@ -97,3 +97,13 @@ def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
 @pytest.mark.parametrize("name", ["mlp_regressor", "mlp_regressor_flipout"])
 def test_contract(name):
     check_model(name)
+
+
+@pytest.mark.tensorflow
+def test_the_diabetes_models_know_their_training_split():
+    examples, _ = load("diabetes", "train")
+    x, y = (np.array(a) for a in zip(*examples.as_numpy_iterator(), strict=True))
+    np.testing.assert_allclose(_DIABETES["input_mean"], x.mean(0), rtol=1e-3)
+    np.testing.assert_allclose(_DIABETES["input_variance"], x.var(0), rtol=1e-3)
+    np.testing.assert_allclose(_DIABETES["loc"], y.mean(), rtol=1e-3)
+    np.testing.assert_allclose(_DIABETES["scale"], y.std(), rtol=1e-2)
