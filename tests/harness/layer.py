@@ -1,6 +1,7 @@
 """The contract of a layer."""
 
 import copy
+import functools
 import inspect
 import random
 
@@ -19,10 +20,9 @@ from .training import (
     EAGER,
     QUICK,
     XLA,
-    check_compiled,
     check_eager,
     check_lowering,
-    check_resume,
+    check_steps,
     compile_model,
     forward,
     named_once,
@@ -115,6 +115,19 @@ class Subject:
     def batch(self):
         """The batch size of the given shape."""
         return keras.tree.flatten(self.map_shapes(lambda i, s: s[0]))[0]
+
+    @functools.cached_property
+    def smallest(self):
+        """The smallest batch size that is not refused with a ValueError."""
+        layer = self.built()
+        for batch in range(1, self.batch):
+            try:
+                for training in self.modes:
+                    self.call(layer, self.inputs(batch=batch), training)
+            except ValueError:
+                continue
+            return batch
+        return self.batch
 
     def inputs(self, seed=0, batch=None):
         """Fixed pseudo-random inputs; every batch size scales the given one."""
@@ -356,8 +369,7 @@ def check_seed(subject):
 def check_batch_sizes(subject):
     """Every batch size the maths allows works, the smallest included."""
     with Check("batch size") as check:
-        layer = subject.built()
-        smallest = smallest_batch(subject, layer)
+        layer, smallest = subject.built(), subject.smallest
         sizes = {smallest, subject.batch, 2 * subject.batch}
         if session.get().full:
             sizes |= set(range(smallest, 3 * subject.batch, smallest))
@@ -365,18 +377,6 @@ def check_batch_sizes(subject):
             for training in subject.modes:
                 outputs = subject.call(layer, subject.inputs(batch=batch), training)
                 check.finite(f"outputs of a batch of {batch}", outputs)
-
-
-def smallest_batch(subject, layer):
-    """The smallest batch size the layer does not refuse with a ValueError."""
-    for batch in range(1, subject.batch):
-        try:
-            for training in subject.modes:
-                subject.call(layer, subject.inputs(batch=batch), training)
-        except ValueError:
-            continue
-        return batch
-    return subject.batch
 
 
 def check_mask(subject):
@@ -464,9 +464,7 @@ def check_training(subject):
         assign(model, values)
         return compile_model(model, sgd(), mode)
 
-    eager = check_resume(make, batches, session.get().folder, stops=(2,))
-    check_compiled(make, batches, eager, subject.tol)
-    check_eager(make, batches)
+    check_steps(make, batches, stops=(2,), tol=subject.tol)
     check_inference(subject, start)
     with Check("lowering"):
         model = make(XLA)
@@ -490,13 +488,13 @@ def check_training_mixed(subject, batches):
             scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=16.0)
             return compile_model(model, scaled, mode)
 
-        eager = check_resume(make, batches, session.get().folder, stops=(1, 2, 3))
         # XLA keeps more digits between operations than it is asked for.
-        check_compiled(make, batches, eager, LOW[policy.removeprefix("mixed_")])
+        tol = LOW[policy.removeprefix("mixed_")]
+        check_steps(make, batches, stops=(1, 2, 3), tol=tol)
 
 
 def check_inference(subject, model):
-    """Inference gives the same numbers compiled and run eagerly."""
+    """Outputs are the same numbers compiled and run eagerly."""
     with Check("compiled") as check:
         x, start = subject.inputs(), values_of(model)
         eager = model(x, training=False)
@@ -508,6 +506,24 @@ def check_inference(subject, model):
             eager,
             subject.tol,
         )
+        if QUICK == EAGER:  # Whole steps were compared.
+            return
+        assign(model, start)
+        eager = model(x, training=True)
+        assign(model, start)
+        check.close(
+            "outputs in training with jit_compile=True and run eagerly",
+            forward(model, x, True)[0],
+            eager,
+            subject.tol,
+        )
+    check_eager(lambda: model(x, training=True))
+
+
+def policies():
+    """The policies of mixed precision to check: compiling on JAX is slow."""
+    full = session.get().full or keras.backend.backend() == "tensorflow"
+    return POLICIES if full else POLICIES[:1]
 
 
 def check_mixed_precision(subject):
@@ -530,7 +546,7 @@ def check_mixed_precision(subject):
         if fixed_step:
             assign(exact, start)
             train(compile_model(exact, sgd(), QUICK), data)
-    for policy in POLICIES:
+    for policy in policies():
         with Check("mixed precision") as check:
             compute = policy.removeprefix("mixed_")
             mixed = subject.model(dtype=policy)
@@ -612,10 +628,9 @@ def leave_for_fresh_processes(subject):
         model, layer = subject.model(), subject.built()
         for v in model.trainable_variables:
             v.assign(v + 0.01)
-        smallest = smallest_batch(subject, layer)
         inputs = [
             subject.inputs(seed=i, batch=b)
-            for i, b in enumerate((subject.batch, 2 * subject.batch, smallest))
+            for i, b in enumerate((subject.batch, 2 * subject.batch, subject.smallest))
         ]
         random_modes = [
             kind
@@ -628,7 +643,7 @@ def leave_for_fresh_processes(subject):
         x = subject.inputs(seed=5)
         y = arrays(model(x, training=False))
         trainable = is_trainable(subject)
-        compile_model(model, sgd(), EAGER)
+        compile_model(model, sgd(), QUICK)
 
         def steps():
             batches = subject.batches(2)

@@ -11,7 +11,7 @@ from .configs import check_config, check_registration
 from .docs import check_docstring
 from .fresh import record_case
 from .traces import count_traces
-from .training import COMPILED, named_once
+from .training import COMPILED, named_mode, named_once
 
 
 @keras.saving.register_keras_serializable(package="harness")
@@ -233,7 +233,7 @@ def check_in_model(subject):
     x, y = subject.y_pred.astype("float32"), subject.y_true
     expected = float(subject.value())
     for mode in COMPILED:  # The expected value was computed eagerly.
-        name = " ".join(f"{k}={v}" for k, v in mode.items())
+        name = named_mode(mode)
         with Check("compiled") as check:
             model = make(mode)
             for batch in (subject.rows, subject.rows // 2):

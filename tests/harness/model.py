@@ -8,13 +8,10 @@ from .check import Check, arrays
 from .docs import check_docstring
 from .fresh import record_answer, record_case
 from .training import (
-    COMPILED,
-    EAGER,
     QUICK,
     XLA,
-    check_compiled,
     check_lowering,
-    check_resume,
+    check_steps,
     forward,
     state,
     train,
@@ -168,6 +165,12 @@ def check_save(subject):
         expected = forward(model, x, False)[0]
         received = forward(loaded, x, False)[0]
         check.close("outputs after loading", received, expected, 1e-5)
+    if QUICK == XLA:  # Or whole steps are compared.
+        with Check("compiled") as check:
+            what = "outputs with jit_compile=True and run eagerly"
+            for variable, value in zip(model.variables, start, strict=True):
+                variable.assign(value)
+            check.close(what, expected, model(x, training=False), TOL)
     with Check("clone") as check:
         clone = keras.models.clone_model(model)
         for variable, value in zip(clone.variables, start, strict=True):
@@ -180,10 +183,7 @@ def check_training(subject):
     """Training is the same eagerly, compiled, and after stopping; it lowers."""
     with Check("compiled"):
         data = subject.batches(2)
-    stops, modes = (1,), COMPILED if session.get().full else (XLA,)
-    folder = session.get().folder
-    eager = check_resume(subject.compiled, data, folder, stops, tol=1e-6)
-    check_compiled(subject.compiled, data, eager, TOL, modes)
+    check_steps(subject.compiled, data, stops=(1,), tol=TOL)
     with Check("lowering"):
         model = subject.compiled(XLA)
         model.optimizer.build(model.trainable_variables)
@@ -241,7 +241,7 @@ def check_export(subject):
 def leave_for_other_backend(subject):
     """Leaves a case for the other backend."""
     with Check("other backend"):
-        model, x = subject.compiled(EAGER), subject.inputs(3)
+        model, x = subject.compiled(QUICK), subject.inputs(3)
         y = arrays(forward(model, x, False)[0])
         record_case(
             subject.name,

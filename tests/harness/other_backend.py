@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from harness.check import Check, arrays
-from harness.training import forward
+from harness.training import QUICK, forward, set_mode
 
 
 def load_classes(imports):
@@ -44,6 +44,7 @@ def repeat(case):
     load_classes(json.loads((case / "imports.json").read_text()))
     values = np.load(case / "expected.npz")
     model = keras.saving.load_model(case / "model.keras")
+    set_mode(model, QUICK)
 
     def pair(prefix):
         x, y = leaves(values, f"{prefix}/x"), leaves(values, f"{prefix}/y")

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 
+from . import session
 from .check import Check
 from .traces import count_compilers, count_traces
 
@@ -15,6 +16,12 @@ COMPILED = (GRAPH, XLA) if keras.backend.backend() == "tensorflow" else (XLA,)
 
 # For a step or two: JAX run eagerly compiles every single operation.
 QUICK = EAGER if keras.backend.backend() == "tensorflow" else XLA
+
+
+def set_mode(model, mode):
+    """Changes how a compiled model runs."""
+    model.run_eagerly = mode.get("run_eagerly", False)
+    model.jit_compile = mode.get("jit_compile", False)
 
 
 def sgd():
@@ -85,7 +92,7 @@ def check_compiled(make, batches, eager, tol=1e-5, modes=COMPILED):
         modes: The compile arguments to compare.
     """
     for mode in modes:
-        name = " ".join(f"{k}={v}" for k, v in mode.items())
+        name = named_mode(mode)
         with Check("compiled") as check:
             model = make(mode)
             losses = train(model, batches[:1])
@@ -99,23 +106,33 @@ def check_compiled(make, batches, eager, tol=1e-5, modes=COMPILED):
                 eager[1],
                 tol,
             )
-        with Check("retracing") as check:
-            check.equal(
-                f"the number of functions traced with {name} after the first step",
-                len(traced),
-                0,
-            )
+        require_one_trace(traced, mode)
 
 
-def check_eager(make, batches):
-    """Requires an eager step to compile nothing that an earlier one has."""
+def require_one_trace(traced, mode):
+    """Requires steps after the first to have traced nothing."""
+    name = named_mode(mode)
     with Check("retracing") as check:
-        model = make(EAGER)
-        train(model, batches[:1])
-        with count_compilers() as made:
-            train(model, batches[1:2])
         check.equal(
-            "the number of compiled functions made anew in a second eager step",
+            f"the number of functions traced with {name} after the first step",
+            len(traced),
+            0,
+        )
+
+
+def named_mode(mode):
+    """Compile arguments as a user writes them."""
+    return " ".join(f"{k}={v}" for k, v in mode.items())
+
+
+def check_eager(run):
+    """Requires what runs eagerly to compile nothing that it has compiled before."""
+    with Check("retracing") as check:
+        run()
+        with count_compilers() as made:
+            run()
+        check.equal(
+            "the number of compiled functions made anew by a second eager run",
             len(made),
             0,
         )
@@ -137,18 +154,21 @@ def check_resume(make, batches, folder, stops, mode=EAGER, tol=1e-6):
     """
     with Check("training"):
         model = make(mode)
-        losses, files = [], {}
-        for i, batch in enumerate(batches):
+        losses = train(model, batches[:1])
+    with count_traces() as traced, Check("training"):
+        files = {}
+        for i, batch in enumerate(batches[1:], 1):
             if i in stops:
                 files[i] = folder / f"stopped_{i}.keras"
                 model.save(files[i])
             losses += train(model, [batch])
         expected = state(model)
+    if mode != EAGER:
+        require_one_trace(traced, mode)
     for stop, file in files.items():
         with Check("save") as check:
             again = keras.saving.load_model(file)
-            for name, value in mode.items():
-                setattr(again, name, value)
+            set_mode(again, mode)
         with Check("resume") as check:
             rest = train(again, batches[stop:])
             check.close(
@@ -161,6 +181,28 @@ def check_resume(make, batches, folder, stops, mode=EAGER, tol=1e-6):
                 tol,
             )
     return losses, expected
+
+
+def check_steps(make, batches, stops, tol=1e-5):
+    """Requires training to be the same eagerly, compiled, and after stopping.
+
+    By default a step is compiled by XLA alone; and on JAX, where an eager step compiles
+    each of its operations, no step is eager.
+
+    Args:
+        make: A callable, compile arguments -> a fresh compiled model.
+        batches: What `train` takes.
+        stops: The numbers of steps after which to stop.
+        tol: How close compiled steps must be to eager ones.
+    """
+    full, folder = session.get().full, session.get().folder
+    if QUICK == XLA and not full:
+        check_resume(make, batches, folder, stops, XLA)
+        return
+    eager = check_resume(make, batches, folder, stops)
+    check_compiled(make, batches, eager, tol, COMPILED if full else (XLA,))
+    model = make(EAGER)
+    check_eager(lambda: train(model, batches[:1]))
 
 
 def check_lowering(model, batch):
