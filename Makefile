@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: quickstart test test-fast test-all lint format bench readme pretrained \
-        quickstart-output clean
+        quickstart-output test-output clean
 
 quickstart: $(STAMP)
 	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.quickstart
@@ -22,14 +22,15 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
-# Most of JAX's time goes into compiling thousands of small functions. So its suite
-# compiles with little optimization; TensorFlow's, and test-all, compile as users do.
+# Most of the time goes into compiling thousands of small functions, so XLA does so with
+# little optimization. What serves the exports at the end, and test-all, compile as
+# users do.
 XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
              --xla_cpu_use_fusion_emitters=false
+PYTEST := $(PY) -m pytest
 
-ON_JAX := XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST)
-ON_TENSORFLOW := XLA_QUICK="$(XLA_QUICK)" KERAS_BACKEND=tensorflow \
-                 $(PY) -m pytest $(PYTEST)
+ON_JAX = XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=jax $(PYTEST)
+ON_TENSORFLOW = XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=tensorflow $(PYTEST)
 
 # The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. A process
 # keeps one core busy, so two run at a time, each half of the work; the output of the
@@ -48,11 +49,11 @@ test: lint
 	exit $$((tensorflow || zoo || rest))
 
 test-fast: lint
-	KERAS_BACKEND=tensorflow $(PY) -m pytest --fast -n 2 --dist loadfile
+	$(ON_TENSORFLOW) --fast -n 2 --dist loadfile
 
 # The full cross product of dtypes and pairs, which takes long.
 test-all:
-	$(MAKE) test PYTEST=--all XLA_QUICK=
+	$(MAKE) test PYTEST="$(PYTEST) --all" XLA_QUICK=
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
@@ -69,6 +70,13 @@ pretrained: $(STAMP)
 quickstart-output: $(STAMP)
 	rm -rf runs/quickstart
 	KERAS_BACKEND=tensorflow $(PY) -m kzoo.zoo.quickstart > docs/quickstart.txt
+
+# And the lines that count of what this printed.
+test-output:
+	@mkdir -p runs
+	$(MAKE) test > runs/test.log 2>&1
+	grep -E '^(All checks|[0-9]+ files|pytest on|collected|contract:|=+ .*passed)' \
+	runs/test.log > docs/test.txt
 
 readme: $(STAMP)
 	KERAS_BACKEND=tensorflow $(PY) docs/make_readme.py

@@ -49,6 +49,7 @@ def parameters(names):
         yield pytest.param(name, marks=marks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", parameters(modules_with_examples()))
 def test_examples_of(name, tmp_path, monkeypatch):
     # By imported name: a path would load the file again, under another one.

@@ -197,6 +197,7 @@ def test_layers_and_optimizers_need_no_tensorflow():
     assert done.stdout.split() == ["False", "False"], done.stderr
 
 
+@pytest.mark.slow
 def test_an_unsupported_backend_is_refused():
     done = python(REFUSED, KERAS_BACKEND="numpy")
     assert done.returncode == 0, done.stderr

@@ -138,6 +138,7 @@ def test_errors_are_one_line(argv, message, capsys, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["{", "[]", ""])
 @pytest.mark.parametrize("command", ["evaluate", "train"])
 def test_a_malformed_runs_configuration(command, content, here, capsys, tmp_path):
@@ -159,6 +160,7 @@ def test_traceback_when_asked():
 # The commands.
 
 
+@pytest.mark.slow
 def test_list_and_info(here, capsys):
     out = only(capsys, "list", "*ensemble*")
     assert len(out.splitlines()) == 2 and out.splitlines()[1].startswith(NAME)
@@ -173,6 +175,7 @@ def test_list_and_info(here, capsys):
     assert facts["input_shape"] == [8, 8, 1]
 
 
+@pytest.mark.slow
 def test_train_again_reuses_the_run_and_refuses_another(here, capsys):
     small = ["train", NAME, "--epochs", 1, "--batch-size", 128, "ensemble_size=2"]
     before = (here / "run/history.json").read_bytes()
@@ -207,6 +210,7 @@ def test_evaluate_agrees_on_a_run_and_its_savedmodel(here, capsys):
     assert re.search(r"^examples +359$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_evaluate_needs_a_data_set(here, capsys):
     code, _, err = run(capsys, "evaluate", "run/model.keras")
     assert code == 1 and "Expected --dataset" in err
@@ -224,6 +228,7 @@ def test_export_places_versions(here, capsys, tmp_path):
     assert hub.versions(tmp_path / "net") == [1, 2]
 
 
+@pytest.mark.slow
 def test_export_leaves_the_carried_models_alone(place, here):
     default = cli._parser().parse_args(["export", "run"]).to
     assert (place / default / NAME / "1").is_dir()
@@ -231,6 +236,7 @@ def test_export_leaves_the_carried_models_alone(place, here):
     assert f"/{default}/" in ignored
 
 
+@pytest.mark.slow
 def test_predict_examples_and_files(here, capsys, tmp_path):
     out = only(capsys, "predict", f"models/{NAME}", "--examples", 3)
     assert len(out.splitlines()) == 4
@@ -244,6 +250,7 @@ def test_predict_examples_and_files(here, capsys, tmp_path):
     assert np.array([row["member_probabilities"] for row in answer]).shape == (3, 2, 10)
 
 
+@pytest.mark.slow
 def test_every_form_of_input_means_the_same(here, capsys, tmp_path):
     images = np.random.default_rng(0).integers(0, 17, (4, 8, 8, 1))
     np.save(tmp_path / "a.npy", images.astype("uint8"))
@@ -305,6 +312,7 @@ def test_json_means_what_it_means_to_a_server(tmp_path):
     servable.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file, content, message",
     [
@@ -348,6 +356,7 @@ def test_a_table_without_rows_is_its_header(capsys):
     assert capsys.readouterr().out == "label  p\n"
 
 
+@pytest.mark.slow
 def test_download_from_a_mirror_then_predict_by_name(here, capsys, tmp_path):
     mirror = tmp_path / "mirror"
     (mirror / "net").mkdir(parents=True)

@@ -91,6 +91,7 @@ def test_zoo_offers_what_it_lists():
         kzoo.zoo.nothing  # noqa: B018
 
 
+@pytest.mark.slow
 def test_listing_models_loads_nothing_heavy():
     code = (
         "import sys, kzoo.zoo; kzoo.zoo.list_models()\n"

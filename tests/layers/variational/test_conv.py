@@ -31,6 +31,7 @@ def numpy(tensor):
     return ops.convert_to_numpy(tensor).astype("float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS[2])
 def test_contract(layer):
     kwargs = {
@@ -104,6 +105,7 @@ def test_each_row_has_the_kernel_of_its_signs():
     assert {s for s, _ in own_signs} == {r for _, r in own_signs} == {-1, 1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS[2])
 def test_the_variance_of_every_output(layer):
     """x² * σ² for all estimators; LocalReparameterization draws each position."""

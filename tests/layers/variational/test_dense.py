@@ -45,6 +45,7 @@ def same_draws(layer, function):
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_contract(layer):
     kwargs = {

@@ -23,6 +23,7 @@ def numpy(tensor):
     return ops.convert_to_numpy(tensor).astype("float64")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_contract(layer):
     kwargs = {
@@ -91,6 +92,7 @@ def test_each_row_and_position_has_signs_of_its_own(equation):
     assert len(np.unique(patterns)) > 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_an_axis_that_is_summed_meets_one_weight(layer):
     """y_d = (Σ_b x_b) W has the variance (Σ_b x_b)² σ², however it is estimated."""

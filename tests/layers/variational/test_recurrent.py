@@ -346,6 +346,7 @@ def test_dropped_units_are_the_same_at_all_steps_and_in_all_gates():
     np.testing.assert_allclose(np.unique(y), [1, 1 + 2 + 4], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_rows_are_uncorrelated_and_each_varies_as_an_independent_draw():
     """Of two linear steps, h_2 = x_2 W + (x_1 W) U, which is odd in each perturbation.
 
@@ -615,6 +616,7 @@ def test_a_bias_whose_function_names_no_initializer():
     assert (abs(bias[1] - 1) < 1).all() and (abs(bias[[0, 2, 3]]) < 1).all()
 
 
+@pytest.mark.slow
 def test_a_cell_compiles_behind_a_trained_layer():
     losses = []
     for jit in (False, True):

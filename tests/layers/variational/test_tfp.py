@@ -70,6 +70,7 @@ def test_flipout_equals_the_layer_of_tfp(tfp, monkeypatch, kind):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer", [DenseFlipout, DenseReparameterization, DenseLocalReparameterization]
 )
@@ -146,6 +147,7 @@ def test_flipout_refuses_what_signs_would_change(posterior):
         DenseLocalReparameterization(3, kernel_posterior_fn=posterior)(x)
 
 
+@pytest.mark.slow
 def test_a_divergence_that_tfp_knows_or_does_not(tfp):
     tfd = tfp.distributions
     layer = DenseReparameterization(

@@ -93,6 +93,7 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("inner_state", INNER_STATES if full else ["pullback"])
 
 
+@pytest.mark.slow
 def test_contract(inner_state):
     check_optimizer(
         lambda: Lookahead(
@@ -482,6 +483,7 @@ def test_steps_that_a_loss_scale_below_skips_do_not_count(inner_state):
     assert float(optimizer.scale_loss(1.0)) == 4.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["above", "below"])
 def test_infinite_gradients_in_training(where, inner_state="pullback"):
     """A batch that overflows changes neither weights nor what is to come."""
@@ -750,6 +752,7 @@ def test_what_a_reset_cannot_restore_is_refused():
         optimizer.build(new_variables())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, inner_state",
     [
@@ -791,6 +794,7 @@ def test_config():
     assert again.inner_optimizer is not optimizer.inner_optimizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("inner_state", ["reset", "pullback"])
 def test_stopping_after_any_step_and_resuming(tmp_path, inner_state):
     data = batches(8)
@@ -819,6 +823,7 @@ def test_stopping_after_any_step_and_resuming(tmp_path, inner_state):
         close([received], [expected])
 
 
+@pytest.mark.slow
 def test_backup_and_restore_within_a_cycle(tmp_path):
     """Five steps an epoch, a sync every three: stopped after one and two epochs."""
     x, y = (np.concatenate(arrays) for arrays in zip(*batches(5), strict=True))

@@ -157,6 +157,7 @@ def test_what_is_saved_within_the_context_has_the_slow_weights(tmp_path):
 # The callback.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_validation_uses_the_slow_weights_and_training_the_fast_ones(run_eagerly):
     model, plain = compiled(run_eagerly=run_eagerly), compiled(run_eagerly=run_eagerly)

@@ -252,6 +252,7 @@ def test_refuses_bad_shapes():
         metric.update_state(np.eye(3)[:2], [[0.5, 0.5], [0.5, 0.5]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adaptive", [False, True])
 def test_contract(adaptive):
     labels, probs = predictions(20)

@@ -51,6 +51,7 @@ labelled = pytest.mark.parametrize(("metric", "kwargs"), LABELLED)
 bad = pytest.mark.parametrize("kind", BAD)
 
 
+@pytest.mark.slow
 @how
 @labelled
 @bad
@@ -62,6 +63,7 @@ def test_such_a_label_gives_nan(metric, kwargs, how, kind):
     assert np.isnan(value(metric, how, BAD[kind], PROBS))
 
 
+@pytest.mark.slow
 @how
 @pytest.mark.parametrize(
     ("metric", "kwargs"), [*LABELLED, (PredictiveEntropy, {}), (MutualInformation, {})]

@@ -122,6 +122,7 @@ def test_in_evaluate(metric, explicit):
     assert logs["value"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 @all_metrics
 def test_contract(metric, explicit):
     check_metric(metric, {"from_logits": True}, LABELS, LOGITS.astype("float32"))

@@ -12,6 +12,8 @@ from kzoo.optimizers import Lookahead
 from kzoo.zoo import evaluate, registry, train
 from kzoo.zoo.training.run_folder import RunFolder
 
+pytestmark = pytest.mark.slow
+
 EPOCHS, BATCH = 3, 32
 TRAIN, VALIDATION = "train[:130]", "validation[:60]"
 STEPS = 130 // BATCH
@@ -207,7 +209,6 @@ def ensemble(members=4):
     return keras.Model(image, AverageMembers(members)(x))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("members", "rows"), [("split", 32), ("tile", 128)])
 def test_members_share_or_repeat_a_batch(run, data_dir, members, rows):
     result = run(
@@ -296,7 +297,6 @@ def test_without_validation(run):
 # Interruptions.
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("at", [(0, 1), (1, 0), (2, 3)])
 def test_the_same_command_goes_on(run, uninterrupted, tmp_path, at):
     with pytest.raises(KeyboardInterrupt):
@@ -309,7 +309,6 @@ def test_the_same_command_goes_on(run, uninterrupted, tmp_path, at):
     assert_same_run(resumed, uninterrupted)
 
 
-@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_goes_on_after_several_interruptions(run, uninterrupted):
     for at in ((1, 1), (1, 2), (2, 3)):
@@ -401,7 +400,6 @@ def test_another_configuration_is_refused_or_starts_anew(run):
     assert not anew.reused and len(anew.history["loss"]) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_starting_anew_repeats_a_run(run, uninterrupted):
     first = run(epochs=1)
@@ -428,7 +426,6 @@ def test_a_folder_that_is_no_runs_is_left_alone(run, tmp_path):
     assert files(tmp_path / "run") == {Path("thesis.txt"): b"the only copy"}
 
 
-@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_two_processes_cannot_train_in_one_folder(run):
     with RunFolder(run(epochs=1).run_dir).open({}, resume=False):
