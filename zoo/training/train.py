@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,11 +10,13 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
+from ...layers import scale_divergence
 from ...layers.ops.arguments import integer
+from ...layers.variational.base import variational_layers
 from ...optimizers import Lookahead, SwapSlowWeights
 from ..datasets import load
 from ..losses import GaussianNegativeLogLikelihood, gaussian_negative_log_likelihood
-from ..predictive import ensemble_size, is_regressor
+from ..predictive import ensemble_size, is_regressor, is_variational
 from ..registry import build, info
 from .batches import training_batches
 from .run_folder import RunFolder, Snapshots
@@ -77,6 +80,10 @@ def train(
     call after an interruption goes on at the last complete epoch and ends up
     with the same weights; after the end, it returns the finished run.
 
+    The divergences of posteriors (see `kzoo.layers.DenseFlipout`) are divided by the
+    number of examples of `train_split`, if the layers of a given model do not have a
+    `num_examples` of their own.
+
     Arguments left out come from the recipe that the model was registered with; for
     a model that is given as such, `DEFAULTS` in this module has them.
 
@@ -126,8 +133,8 @@ def train(
     >>> sorted(result.history)
     ['accuracy', 'loss', 'nll', 'val_accuracy', 'val_loss', 'val_nll']
     """
-    recipe = dict(DEFAULTS)
-    if isinstance(model, str):
+    recipe, is_built_here = dict(DEFAULTS), isinstance(model, str)
+    if is_built_here:
         registered = info(model)
         recipe |= {"dataset": registered.dataset, **registered.recipe}
         keras.utils.set_random_seed(seed)
@@ -152,6 +159,8 @@ def train(
 
     examples, data = load(recipe["dataset"], train_split, data_dir=data_dir)
     count = int(examples.cardinality())
+    if is_variational(model):
+        _scale_divergence(model, count, is_built_here)
     steps = count // recipe["batch_size"]
     if steps < 1:
         raise ValueError(
@@ -246,6 +255,19 @@ def _copies(members, ensemble_size, batch_size):
             f"share a batch. Received: batch_size={batch_size}"
         )
     return 1
+
+
+def _scale_divergence(model, count, is_built_here):
+    """Divides the divergences by the number of examples, unless the user has."""
+    found = {layer.num_examples for layer in variational_layers(model)}
+    if is_built_here or found == {None}:
+        scale_divergence(model, count)
+    elif found != {count}:
+        warnings.warn(
+            f"train: the divergences of {model.name} are divided by num_examples="
+            f"{', '.join(map(str, found))}, but it is trained on {count} examples",
+            stacklevel=3,
+        )
 
 
 def _loss_and_metrics(model):

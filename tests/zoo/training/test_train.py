@@ -1,13 +1,20 @@
 """Training: resumed runs equal uninterrupted ones, folders never mix two runs."""
 
 import json
+import warnings
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
 
-from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
+from kzoo.layers import (
+    AverageMembers,
+    DenseBatchEnsemble,
+    DenseFlipout,
+    TileMembers,
+)
+from kzoo.layers.variational.base import variational_layers
 from kzoo.optimizers import Lookahead
 from kzoo.zoo import evaluate, registry, train
 from kzoo.zoo.training.run_folder import RunFolder
@@ -128,6 +135,38 @@ def test_learns_and_keeps_everything(run, data_dir):
     )
     assert figures["nll"] == pytest.approx(result.history["val_nll"][best], rel=1e-4)
     assert figures["accuracy"] == pytest.approx(result.history["val_accuracy"][best])
+
+
+def test_divergences_count_once_for_all_examples(tmp_path):
+    def flipout(num_examples=None):
+        layer = DenseFlipout(10, num_examples=num_examples, seed=1)
+        return keras.Sequential(
+            [keras.Input((8, 8, 1)), keras.layers.Flatten(), layer], name="flipout"
+        )
+
+    def run(model, folder):
+        return train(
+            model,
+            "digits",
+            epochs=1,
+            batch_size=BATCH,
+            train_split=TRAIN,
+            validation_split=None,
+            run_dir=tmp_path / folder,
+            verbose=False,
+        ).model
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        for i, given in enumerate((None, 130)):
+            assert run(flipout(given), f"right{i}").layers[-1].num_examples == 130
+    with pytest.warns(UserWarning, match="num_examples=1300, .* on 130 examples"):
+        assert run(flipout(1300), "cold").layers[-1].num_examples == 1300
+    name = "mlp_regressor_flipout"
+    of_name = train(
+        name, epochs=1, train_split="train[:64]", run_dir=tmp_path / name, verbose=False
+    ).model
+    assert {w.num_examples for w in variational_layers(of_name)} == {64}
 
 
 def test_a_regressor_learns_by_its_likelihood(run):
