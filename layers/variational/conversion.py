@@ -4,6 +4,7 @@ import inspect
 import math
 import numbers
 import tempfile
+import warnings
 
 import keras
 import numpy as np
@@ -177,9 +178,11 @@ def to_bayesian(
     if seed is not None:
         seed = integer("seed", seed, 0)
     seeds = np.random.default_rng(seed)
+    left = []
 
     def convert(layer):
         if type(layer) not in COUNTERPARTS:
+            left.append(layer)
             return None
         file, kind, shared = COUNTERPARTS[type(layer)]
         config = layer.get_config()
@@ -224,7 +227,17 @@ def to_bayesian(
         std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
         untransformed[0].assign(inverse_softplus(std, weight.dtype))
 
-    return _converted(model, convert, fill)
+    made = _converted(model, convert, fill)
+    # What has vectors alone, such as a normalization, is not expected to draw.
+    left = [w for w in left if any(len(v.shape) > 1 for v in w.trainable_weights)]
+    if left:
+        names = ", ".join(f"{type(w).__name__} {w.name!r}" for w in left)
+        warnings.warn(
+            f"to_bayesian: layers without a counterpart keep their weights as they "
+            f"are, without a distribution: {names}",
+            stacklevel=2,
+        )
+    return made
 
 
 def from_bayesian(model):

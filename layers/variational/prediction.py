@@ -75,7 +75,8 @@ class PosteriorSamples(_Predictor):
     Draws K weights of every variational layer, whatever its estimator, so that sample
     k is one function for all rows of a batch, independent of the other samples; a
     layer that is used twice has the same weights both times. With an integer `seed` it
-    is the same function for all batches and calls. All layers see each row K times,
+    is the same function for all batches and calls; without one, each replica of a
+    `tf.distribute` strategy draws its own. All layers see each row K times,
     one copy after the other: the model may repeat its batch, as an ensemble does, but
     not merge the batch's axis with one that comes after it. (On TensorFlow,
     convolutions run sample by sample, in a loop inside of the call.)

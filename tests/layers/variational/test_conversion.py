@@ -1,3 +1,4 @@
+import warnings
 from functools import partial
 
 import keras
@@ -312,6 +313,23 @@ def test_operations_and_what_was_adapted_stay():
     expected = numpy(model(rows))
     for made in (PosteriorMean(twin), from_bayesian(twin)):
         np.testing.assert_allclose(numpy(made(rows)), expected, 1e-4, 1e-4)
+
+
+def test_layers_that_get_no_distribution_are_named():
+    inner = keras.layers.Dense(2)
+    layers = [
+        keras.layers.TimeDistributed(inner, name="each"),
+        keras.layers.LayerNormalization(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(1),
+    ]
+    model = keras.Sequential([keras.Input((3, 4)), *layers])
+    with pytest.warns(UserWarning, match="distribution: TimeDistributed 'each'$"):
+        to_bayesian(model)
+    inner.trainable = False
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        to_bayesian(model)
 
 
 @pytest.mark.tensorflow
