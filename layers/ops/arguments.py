@@ -1,5 +1,6 @@
 """Checks of the arguments that constructors take."""
 
+import math
 import numbers
 
 
@@ -27,6 +28,23 @@ def integer(name, value, least=1):
     )
 
 
+def positive(name, value):
+    """Returns an argument that must be a finite number above 0, as a float.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given for it.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if _is_number(value) and 0 < value < math.inf:
+        return float(value)
+    raise ValueError(
+        f"expected `{name}` to be a number above 0. Received: {name}={value!r}"
+    )
+
+
 def rate(name, value):
     """Returns an argument that must be a part of 1, such as dropout's, as a float.
 
@@ -37,10 +55,13 @@ def rate(name, value):
     Raises:
         ValueError: If it is no number of at least 0 and below 1.
     """
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if is_number and 0 <= value < 1:
+    if _is_number(value) and 0 <= value < 1:
         return float(value)
     raise ValueError(
         f"expected `{name}` to be a number of at least 0 and below 1. "
         f"Received: {name}={value!r}"
     )
+
+
+def _is_number(value):
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)

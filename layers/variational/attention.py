@@ -8,6 +8,7 @@ from keras import ops
 
 from ..ops.arguments import integer
 from ..ops.random import bernoulli
+from .base import VariationalLayer
 from .distributions import (
     MEAN_FIELD_NORMAL,
     POINT,
@@ -62,6 +63,7 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
     """
 
     projection = None
+    limits = VariationalLayer.limits
 
     def __init__(
         self,

@@ -25,6 +25,11 @@ class VariationalLayer(keras.layers.Layer):
     with other weights says their `kinds`, and gives `_set_functions` their functions.
     """
 
+    # Backend -> what does not work there, and why; for the catalogue.
+    limits = {
+        "jax": "posteriors, priors and divergences are kzoo's own: TensorFlow "
+        "Probability does not import beside current JAX"
+    }
     estimator = None
     kinds = ("kernel", "bias")  # A bias may be left out.
 

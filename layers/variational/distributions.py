@@ -12,6 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ..ops.arguments import positive
 from ..ops.random import normal, own_initializer
 
 
@@ -144,11 +145,8 @@ class NormalPrior(WeightDistribution):
     """
 
     def __init__(self, loc=0.0, scale=1.0, learnable=False):
-        if not scale > 0:
-            raise ValueError(
-                f"expected `scale` to be a number above 0. Received: scale={scale!r}"
-            )
-        self.loc, self.scale, self.learnable = float(loc), float(scale), learnable
+        self.loc, self.scale = float(loc), positive("scale", scale)
+        self.learnable = learnable
 
     def __call__(self, dtype, shape, name, trainable, add_variable_fn):
         """Makes the variable, if there is one, and returns the `Normal`."""

@@ -1,5 +1,7 @@
 """How much the divergences of a model's posteriors count in its loss."""
 
+import math
+
 import keras
 
 from ..ops.arguments import integer
@@ -46,8 +48,9 @@ class DivergenceAnnealing(keras.callbacks.Callback):
             epochs, over which β grows linearly to 1: β_t = min(1, (t + 1) / epochs).
 
     Raises:
-        ValueError: If a number of epochs is no integer of at least 1; when training
-            begins, if the model has no variational layer.
+        ValueError: If a number of epochs is no integer of at least 1; when an epoch
+            begins, if the model has no variational layer, or β is below 0 or not
+            finite.
 
     Example:
 
@@ -77,5 +80,10 @@ class DivergenceAnnealing(keras.callbacks.Callback):
             beta = self.schedule(epoch)
         else:
             beta = min(1.0, (epoch + 1) / self.schedule)
+        if not 0 <= beta < math.inf:
+            raise ValueError(
+                "expected `schedule` to give numbers of at least 0. Received: "
+                f"{beta!r} for epoch {epoch}"
+            )
         for layer in variational_layers(self.model):
             layer.set_divergence_weight(beta)

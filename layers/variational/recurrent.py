@@ -218,6 +218,7 @@ class RecurrentLayer(keras.layers.RNN):
     """A recurrent layer around a `RecurrentCell`, whose weights are its own."""
 
     cell_class = None
+    limits = VariationalLayer.limits
 
     def __init__(
         self,

@@ -5,6 +5,7 @@ import math
 import keras
 
 from ...layers import MeanFieldNormal
+from ...layers.ops.arguments import positive
 
 
 def normal_around(loc_initializer, stddev):
@@ -26,10 +27,7 @@ def normal_around(loc_initializer, stddev):
     >>> from kzoo.zoo.models.posterior import normal_around
     >>> layer = DenseFlipout(3, kernel_posterior_fn=normal_around("he_normal", 0.05))
     """
-    if not 0 < stddev < math.inf:
-        raise ValueError(
-            f"expected `stddev` to be a number above 0. Received: stddev={stddev!r}"
-        )
+    stddev = positive("stddev", stddev)
     return MeanFieldNormal(
         loc_initializer=loc_initializer,
         # softplus⁻¹(σ) = σ + log(1 - exp(-σ)).

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ...layers.ops.arguments import integer
+from ...layers.ops.arguments import integer, positive
 from ...layers.ops.random import draw_together, normal, nth_seed, random_sign
 from .population import Population, by_device
 
@@ -117,17 +117,13 @@ class EvolutionStrategies(keras.Model):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        if not 0 < stddev < math.inf:
-            raise ValueError(
-                f"expected `stddev` to be a number above 0. Received: stddev={stddev!r}"
-            )
         if shaping not in SHAPINGS:
             raise ValueError(
                 f"expected `shaping` to be one of {list(SHAPINGS)}. "
                 f"Received: shaping={shaping!r}"
             )
         self.population = integer("population", population, 2)
-        self.stddev, self.shaping = float(stddev), shaping
+        self.stddev, self.shaping = positive("stddev", stddev), shaping
         self.antithetic = bool(antithetic)
         self.bases = None if bases is None else integer("bases", bases)
         devices = _devices()

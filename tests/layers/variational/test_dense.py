@@ -259,7 +259,8 @@ def test_a_weights_own_regularizer_stays():
     np.testing.assert_allclose(numpy(sum(layer.losses)), expected, rtol=1e-5)
 
 
-def test_the_exact_posterior_of_linear_regression():
+@pytest.mark.parametrize("layer", [DenseLocalReparameterization, DenseFlipout])
+def test_the_exact_posterior_of_linear_regression(layer):
     """The optimum of the ELBO with noise of variance 1 is known in closed form.
 
     With orthogonal inputs, Xᵀ X = diag(c), the posterior's entries are independent,
@@ -271,7 +272,7 @@ def test_the_exact_posterior_of_linear_regression():
     precision = (x**2).sum(0) + 1 / s**2
     mean, std = (x.T @ y)[:, 0] / precision, precision**-0.5
 
-    layer = DenseLocalReparameterization(
+    layer = layer(
         1,
         kernel_prior_fn=NormalPrior(scale=s),
         bias_posterior_fn=None,

@@ -2,7 +2,13 @@ import keras
 import numpy as np
 import pytest
 
-from kzoo.layers import DenseFlipout, DivergenceAnnealing, scale_divergence
+from kzoo.layers import (
+    DenseFlipout,
+    DivergenceAnnealing,
+    MeanFieldNormal,
+    scale_divergence,
+)
+from kzoo.layers.variational.distributions import kl_divergence, sampled_kl_divergence
 from kzoo.layers.variational.divergence import variational_layers
 
 X, Y = np.ones((8, 3), "float32"), np.zeros((8, 1), "float32")
@@ -73,6 +79,66 @@ def test_another_number_of_examples_reaches_a_compiled_step():
         logs = trained.fit(X, Y, verbose=0).history
         part = logs["loss"][0] - logs["mse"][0]
         np.testing.assert_allclose(part, full / number, rtol=1e-3)
+
+
+@pytest.mark.parametrize("accumulated", [None, 4])
+def test_accumulated_steps_have_the_divergence_once(accumulated):
+    """The mean of four gradients, each of a fourth of the rows, is that of all."""
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    layer = DenseFlipout(
+        1,
+        # Of so small a scale that what is drawn makes no difference.
+        kernel_posterior_fn=MeanFieldNormal(
+            untransformed_scale_initializer=keras.initializers.Constant(-16.0)
+        ),
+        bias_posterior_fn=None,
+        num_examples=8,
+        seed=0,
+    )
+    trained = keras.Sequential([keras.Input((3,)), layer])
+    loc = np.array([[0.5], [-1.0], [2.0]])
+    layer.variables[0].assign(loc)
+    optimizer = keras.optimizers.SGD(0.1, gradient_accumulation_steps=accumulated)
+    trained.compile(optimizer, "mse")
+    trained.fit(x, x[:, :1], 8 // (accumulated or 1), shuffle=False, verbose=0)
+    # KL is loc² / 2 and more that does not depend on loc.
+    gradient = 2 * x.T @ (x @ loc - x[:, :1]) / 8 + loc / 8
+    found = keras.ops.convert_to_numpy(layer.kernel_posterior.mean())
+    np.testing.assert_allclose(found, loc - 0.1 * gradient, rtol=1e-4)
+
+
+@pytest.mark.parametrize("jit_compile", [True, False])
+def test_a_sampled_divergence_in_training_is_unbiased(jit_compile):
+    layer = DenseFlipout(
+        20, kernel_divergence_fn=sampled_kl_divergence, num_examples=8, seed=0
+    )
+    trained = keras.Sequential([keras.Input((30,)), layer])
+    analytic = float(
+        kl_divergence(layer.kernel_posterior, layer.kernel_prior, None) / 8
+    )
+    trained.compile(
+        keras.optimizers.SGD(0.0), "mse", metrics=["mse"], jit_compile=jit_compile
+    )
+    x, y = np.ones((200, 30), "float32"), np.zeros((200, 20), "float32")
+    parts = []
+
+    class Watch(keras.callbacks.Callback):
+        def on_epoch_end(self, epoch, logs):
+            parts.append(logs["loss"] - logs["mse"])
+
+    trained.fit(x, y, 5, epochs=4, callbacks=[Watch()], verbose=0)
+    # The estimate's standard deviation is that of 600 terms (1 - z²) / 2: 17.3 / 8, and
+    # that of the mean of 40 steps 0.34.
+    np.testing.assert_allclose(parts, analytic, atol=5 * 0.34)
+    assert len(set(parts)) == 4
+
+
+@pytest.mark.parametrize("beta", [-0.5, float("nan"), float("inf")])
+def test_refuses_parts_of_the_divergence(beta):
+    trained = model()
+    trained.compile("sgd", "mse")
+    with pytest.raises(ValueError, match=f"Received: {beta} for epoch 0"):
+        trained.fit(X, Y, callbacks=[DivergenceAnnealing(lambda t: beta)], verbose=0)
 
 
 @pytest.mark.parametrize("schedule", [0, -1, 2.5, "4"])

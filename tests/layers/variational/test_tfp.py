@@ -125,6 +125,26 @@ def correlated(dtype, shape, name, trainable, add_variable_fn):
     return tfd.Independent(rows, len(shape) - 1)
 
 
+def low_rank(dtype, shape, name, trainable, add_variable_fn):
+    from tensorflow_probability import distributions as tfd
+
+    loc = add_variable_fn(name=f"{name}_loc", shape=shape, initializer="ones")
+    ones = np.ones((shape[-1], 1), "float32")
+    rows = tfd.MultivariateNormalDiagPlusLowRankCovariance(loc, ones[:, 0], ones)
+    return tfd.Independent(rows, len(shape) - 1)
+
+
+def matrix_variate(dtype, shape, name, trainable, add_variable_fn):
+    from tensorflow.linalg import LinearOperatorLowerTriangular
+    from tensorflow_probability import distributions as tfd
+
+    loc = add_variable_fn(name=f"{name}_loc", shape=shape, initializer="ones")
+    rows, columns = (
+        LinearOperatorLowerTriangular(np.tri(n, dtype="float32")) for n in shape
+    )
+    return tfd.MatrixNormalLinearOperator(loc, rows, columns)
+
+
 def test_a_symmetric_posterior_that_is_not_normal():
     layer = DenseFlipout(2, kernel_posterior_fn=laplace, bias_posterior_fn=None)
     y = layer(np.eye(4, dtype="float32").repeat(2000, 0)).numpy()
@@ -137,7 +157,7 @@ def test_a_symmetric_posterior_that_is_not_normal():
     assert q.stddev().shape == (4, 2)
 
 
-@pytest.mark.parametrize("posterior", [gumbel, correlated])
+@pytest.mark.parametrize("posterior", [gumbel, correlated, low_rank, matrix_variate])
 def test_flipout_refuses_what_signs_would_change(posterior):
     x = np.ones((2, 4), "float32")
     with pytest.raises(ValueError, match="symmetric about its"):

@@ -395,6 +395,7 @@ def test_frozen_layers_and_statistics_stay():
         ({"population": 8, "bases": 3}, "`bases`.*bases=3"),
         ({"bases": 0}, "at least 1. Received: bases=0"),
         ({"stddev": 0.0}, "above 0. Received: stddev=0.0"),
+        ({"stddev": "1"}, "above 0. Received: stddev='1'"),
         ({"stddev": float("nan")}, "above 0. Received: stddev=nan"),
         ({"shaping": "ranks"}, "'centered_ranks'.*Received: shaping='ranks'"),
     ],
