@@ -756,6 +756,7 @@ def test_what_a_reset_cannot_restore_is_refused():
 @pytest.mark.parametrize(
     "name, inner_state",
     [
+        ("adam", "maintain"),
         ("adagrad", "reset"),
         ("nadam", "reset"),
         ("schedule_free", "reset"),
@@ -795,7 +796,7 @@ def test_config():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inner_state", ["reset", "pullback"])
+@pytest.mark.parametrize("inner_state", INNER_STATES)
 def test_stopping_after_any_step_and_resuming(tmp_path, inner_state):
     data = batches(8)
 

@@ -19,6 +19,7 @@ COMMON = """
     x = numbers.normal(size=(64, 4)).astype("float32")
     y = numbers.normal(size=(64, 2)).astype("float32")
     CASES = {
+        "maintain": lambda: Lookahead(Adam(0.05), 3),
         "pullback, loss scale below": lambda: Lookahead(
             LossScaleOptimizer(SGD(0.05, momentum=0.9)), 3, inner_state="pullback"
         ),
