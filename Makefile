@@ -37,14 +37,15 @@ ON_TENSORFLOW = XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=tensorflow $(PYTEST)
 # second one follows at the end.
 test: lint
 	@mkdir -p runs
-	@echo "pytest on TensorFlow and of the zoo on JAX; the rest into runs/test-rest.log"
+	@echo "pytest on TensorFlow, some on JAX; the rest into runs/test-rest.log"
 	@( trap 'kill $$job; exit 143' TERM; \
-	$(ON_JAX) --ignore=tests/zoo & job=$$!; wait $$job; jax=$$?; \
+	$(ON_JAX) --ignore=tests/zoo --ignore=tests/optimizers & job=$$!; \
+	wait $$job; jax=$$?; \
 	$(ON_TENSORFLOW) tests/zoo & job=$$!; wait $$job; zoo=$$?; \
 	exit $$((jax || zoo)) ) >runs/test-rest.log 2>&1 & rest=$$!; \
 	trap 'kill $$rest; exit 130' INT TERM; \
 	$(ON_TENSORFLOW) --ignore=tests/zoo; tensorflow=$$?; \
-	$(ON_JAX) tests/zoo; zoo=$$?; \
+	$(ON_JAX) tests/zoo tests/optimizers; zoo=$$?; \
 	wait $$rest; rest=$$?; cat runs/test-rest.log; \
 	exit $$((tensorflow || zoo || rest))
 

@@ -180,7 +180,7 @@ def check_save(subject):
 
 
 def check_training(subject):
-    """Training is the same eagerly, compiled, and after stopping; it lowers."""
+    """Training is as `check_steps` says, and it lowers."""
     with Check("compiled"):
         data = subject.batches(2)
     check_steps(subject.compiled, data, stops=(1,), tol=TOL)

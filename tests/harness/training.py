@@ -1,4 +1,7 @@
-"""Training a small model: eagerly, as a graph, under XLA, stopped and resumed."""
+"""Training a small model: eagerly, as a graph, under XLA, stopped and resumed.
+
+On JAX by default under XLA alone (see `check_steps`).
+"""
 
 import keras
 import numpy as np
@@ -186,8 +189,8 @@ def check_resume(make, batches, folder, stops, mode=EAGER, tol=1e-6):
 def check_steps(make, batches, stops, tol=1e-5):
     """Requires training to be the same eagerly, compiled, and after stopping.
 
-    By default a step is compiled by XLA alone; and on JAX, where an eager step compiles
-    each of its operations, no step is eager.
+    On JAX, where an eager step compiles each of its operations, only `--all` runs
+    steps eagerly: by default XLA's are stopped and resumed.
 
     Args:
         make: A callable, compile arguments -> a fresh compiled model.
@@ -195,12 +198,12 @@ def check_steps(make, batches, stops, tol=1e-5):
         stops: The numbers of steps after which to stop.
         tol: How close compiled steps must be to eager ones.
     """
-    full, folder = session.get().full, session.get().folder
-    if QUICK == XLA and not full:
+    folder = session.get().folder
+    if QUICK == XLA and not session.get().full:
         check_resume(make, batches, folder, stops, XLA)
         return
     eager = check_resume(make, batches, folder, stops)
-    check_compiled(make, batches, eager, tol, COMPILED if full else (XLA,))
+    check_compiled(make, batches, eager, tol)
     model = make(EAGER)
     check_eager(lambda: train(model, batches[:1]))
 
