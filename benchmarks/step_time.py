@@ -163,10 +163,10 @@ def dense_flipout(batch=1024, tfp=False):
     return *layer_pair(make(), keras.layers.Dense(1024), None, x, y), facts
 
 
-def conv2d_flipout(tfp=False):
+def conv2d_flipout(batch=32, tfp=False):
     """Conv2DFlipout(64 -> 64, 3x3, 32x32) against Conv2D, or against tfp.layers'."""
-    x, y = normal(32, 32, 32, 64), normal(32, 32, 32, 64)
-    facts = {"shape": "64->64, 3x3, 32x32", "rows": 32, "peer": "keras Conv2D"}
+    x, y = normal(batch, 32, 32, 64), normal(batch, 32, 32, 64)
+    facts = {"shape": "64->64, 3x3, 32x32", "rows": batch, "peer": "keras Conv2D"}
     arguments = [64, 3, 1, "same"]
 
     def make():
@@ -212,6 +212,8 @@ CLAIMS = {
     "dense_flipout_batch_128": (partial(dense_flipout, 128), None),
     "dense_flipout_tfp": (partial(dense_flipout, tfp=True), 0.9),
     "conv2d_flipout": (conv2d_flipout, 2.3),
+    "conv2d_flipout_batch_1": (partial(conv2d_flipout, 1), None),
+    "conv2d_flipout_batch_128": (partial(conv2d_flipout, 128), None),
     "conv2d_flipout_tfp": (partial(conv2d_flipout, tfp=True), 0.9),
     "posterior_samples": (posterior_samples, 0.5),
     "posterior_samples_conv": (partial(posterior_samples, True), None),
