@@ -23,14 +23,14 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 # Most of the time goes into compiling thousands of small functions, so XLA does so with
-# little optimization. What serves the exports at the end, and test-all, compile as
-# users do.
+# little optimization. What is shared by all layers, what serves the exports at the end,
+# and test-all compile as users do.
 XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
              --xla_cpu_use_fusion_emitters=false
-PYTEST := $(PY) -m pytest
-
-ON_JAX = XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=jax $(PYTEST)
-ON_TENSORFLOW = XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=tensorflow $(PYTEST)
+QUICKLY = XLA_FLAGS="$(XLA_QUICK)"
+ON_TENSORFLOW = env KERAS_BACKEND=tensorflow $(PY) -m pytest $(PYTEST)
+ON_JAX = env KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST)
+OPS := tests/layers/ops
 
 # The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. A process
 # keeps one core busy, so two run at a time, each half of the work; the output of the
@@ -38,23 +38,27 @@ ON_TENSORFLOW = XLA_FLAGS="$(XLA_QUICK)" KERAS_BACKEND=tensorflow $(PYTEST)
 test: lint
 	@mkdir -p runs
 	@echo "pytest on TensorFlow, some on JAX; the rest into runs/test-rest.log"
-	@( trap 'kill $$job; exit 143' TERM; \
-	$(ON_JAX) --ignore=tests/zoo --ignore=tests/optimizers & job=$$!; \
-	wait $$job; jax=$$?; \
-	$(ON_TENSORFLOW) tests/zoo & job=$$!; wait $$job; zoo=$$?; \
-	exit $$((jax || zoo)) ) >runs/test-rest.log 2>&1 & rest=$$!; \
-	trap 'kill $$rest; exit 130' INT TERM; \
-	$(ON_TENSORFLOW) --ignore=tests/zoo; tensorflow=$$?; \
-	$(ON_JAX) tests/zoo tests/optimizers; zoo=$$?; \
-	wait $$rest; rest=$$?; cat runs/test-rest.log; \
-	exit $$((tensorflow || zoo || rest))
+	@( trap 'kill $$job; exit 143' TERM; failed=0; \
+	run() { "$$@" & job=$$!; wait $$job || failed=1; }; \
+	run $(ON_JAX) $(OPS); \
+	export $(QUICKLY); \
+	run $(ON_JAX) --ignore=$(OPS) --ignore=tests/optimizers --ignore=tests/zoo; \
+	run $(ON_TENSORFLOW) tests/zoo; \
+	exit $$failed ) >runs/test-rest.log 2>&1 & rest=$$!; \
+	trap 'kill $$rest; exit 130' INT TERM; failed=0; \
+	$(ON_TENSORFLOW) $(OPS) || failed=1; \
+	export $(QUICKLY); \
+	$(ON_TENSORFLOW) --ignore=$(OPS) --ignore=tests/zoo || failed=1; \
+	$(ON_JAX) tests/optimizers tests/zoo || failed=1; \
+	wait $$rest || failed=1; cat runs/test-rest.log; \
+	exit $$failed
 
 test-fast: lint
-	$(ON_TENSORFLOW) --fast -n 2 --dist loadfile
+	$(QUICKLY) $(ON_TENSORFLOW) --fast -n 2 --dist loadfile
 
 # The full cross product of dtypes and pairs, which takes long.
 test-all:
-	$(MAKE) test PYTEST="$(PYTEST) --all" XLA_QUICK=
+	$(MAKE) test PYTEST=--all XLA_QUICK=
 
 format: $(STAMP)
 	$(VENV)/bin/ruff check --fix .
