@@ -7,6 +7,7 @@ answers at once.
 import argparse
 import ast
 import contextlib
+import inspect
 import json
 import math
 import os
@@ -278,6 +279,8 @@ def _train(arguments):
 
     model = registry.info(arguments.name)
     overrides = _overrides(arguments.overrides)
+    if "num_examples" in inspect.signature(model.entry_point).parameters:
+        overrides.setdefault("num_examples", None)  # `train` counts them.
     asked = {
         "dataset": arguments.dataset,
         "epochs": arguments.epochs,

@@ -9,11 +9,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from kzoo import __version__
+from kzoo.layers import DenseFlipout
 from kzoo.zoo import cli, hub, registry
 from kzoo.zoo.cli import main
 from kzoo.zoo.serving.servable import Servable
@@ -186,6 +188,30 @@ def test_train_again_reuses_the_run_and_refuses_another(here, capsys):
     assert code == 1 and "another configuration" in err
     assert re.search(r"Received: model\.\S*layers\S+=3 instead of 2", err), err
     assert (here / "run/history.json").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_train_counts_the_examples(here, capsys, monkeypatch):
+    monkeypatch.setattr(registry, "_MODELS", dict(registry._MODELS))
+
+    @registry.register_model(
+        "tiny_flipout",
+        description="Tiny.",
+        dataset="digits",
+        input_shape=(8, 8, 1),
+        paper="https://example.org",
+    )
+    def tiny_flipout(num_examples=7, name="tiny_flipout"):
+        image = keras.Input((8, 8, 1), name="image")
+        layer = DenseFlipout(10, num_examples=num_examples)
+        return keras.Model(image, layer(keras.layers.Flatten()(image)), name=name)
+
+    for given, expected in (([], 1258), (["num_examples=9"], 9)):
+        folder = here / f"of{expected}"
+        train = ["train", "tiny_flipout", *given, "--epochs", 1, "--run-dir", folder]
+        only(capsys, *train)
+        model = keras.saving.load_model(folder / "model.keras")
+        assert model.layers[-1].num_examples == expected
 
 
 @pytest.mark.slow

@@ -10,7 +10,6 @@ import keras
 import numpy as np
 from tqdm import tqdm
 
-from ...layers import scale_divergence
 from ...layers.ops.arguments import integer
 from ...layers.variational.base import variational_layers
 from ...optimizers import Lookahead, SwapSlowWeights
@@ -81,8 +80,8 @@ def train(
     with the same weights; after the end, it returns the finished run.
 
     The divergences of posteriors (see `kzoo.layers.DenseFlipout`) are divided by the
-    number of examples of `train_split`, if the layers of a given model do not have a
-    `num_examples` of their own.
+    number of examples of `train_split`, which becomes the `num_examples` of all layers
+    that have none; layers of a given model that have another keep it, with a warning.
 
     Arguments left out come from the recipe that the model was registered with; for
     a model that is given as such, `DEFAULTS` in this module has them.
@@ -159,8 +158,6 @@ def train(
 
     examples, data = load(recipe["dataset"], train_split, data_dir=data_dir)
     count = int(examples.cardinality())
-    if is_variational(model):
-        _scale_divergence(model, count, is_built_here)
     steps = count // recipe["batch_size"]
     if steps < 1:
         raise ValueError(
@@ -175,6 +172,8 @@ def train(
     if not isinstance(optimizer, keras.optimizers.Optimizer):
         rate = _cosine(recipe["learning_rate"], recipe["epochs"] * steps)
         optimizer = (optimizer or _lookahead_adam)(rate)
+    if is_variational(model):
+        _scale_divergence(model, count, is_built_here)
     config = {
         "model": _canonical(model),
         "optimizer": _without_names(keras.optimizers.serialize(optimizer)),
@@ -259,13 +258,15 @@ def _copies(members, ensemble_size, batch_size):
 
 def _scale_divergence(model, count, is_built_here):
     """Divides the divergences by the number of examples, unless the user has."""
-    found = {layer.num_examples for layer in variational_layers(model)}
-    if is_built_here or found == {None}:
-        scale_divergence(model, count)
-    elif found != {count}:
+    layers = variational_layers(model)
+    for layer in layers:
+        if is_built_here or layer.num_examples is None:
+            layer.num_examples = count
+    others = {layer.num_examples for layer in layers} - {count}
+    if others:
         warnings.warn(
-            f"train: the divergences of {model.name} are divided by num_examples="
-            f"{', '.join(map(str, found))}, but it is trained on {count} examples",
+            f"train: divergences of {model.name} are divided by num_examples="
+            f"{', '.join(map(str, others))}, but it is trained on {count} examples",
             stacklevel=3,
         )
 

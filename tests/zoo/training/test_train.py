@@ -19,8 +19,6 @@ from kzoo.optimizers import Lookahead
 from kzoo.zoo import evaluate, registry, train
 from kzoo.zoo.training.run_folder import RunFolder
 
-pytestmark = pytest.mark.slow
-
 EPOCHS, BATCH = 3, 32
 TRAIN, VALIDATION = "train[:130]", "validation[:60]"
 STEPS = 130 // BATCH
@@ -113,6 +111,7 @@ def files(folder):
 # What comes out.
 
 
+@pytest.mark.slow
 def test_learns_and_keeps_everything(run, data_dir):
     result = run(epochs=12, train_split="train", learning_rate=5e-2)
     assert not result.reused and result.seconds > 0
@@ -137,12 +136,15 @@ def test_learns_and_keeps_everything(run, data_dir):
     assert figures["accuracy"] == pytest.approx(result.history["val_accuracy"][best])
 
 
+@pytest.mark.slow
 def test_divergences_count_once_for_all_examples(tmp_path):
-    def flipout(num_examples=None):
-        layer = DenseFlipout(10, num_examples=num_examples, seed=1)
-        return keras.Sequential(
-            [keras.Input((8, 8, 1)), keras.layers.Flatten(), layer], name="flipout"
-        )
+    def flipout(*num_examples):
+        layers = [DenseFlipout(10, num_examples=n, seed=1) for n in num_examples]
+        start = [keras.Input((8, 8, 1)), keras.layers.Flatten()]
+        return keras.Sequential([*start, *layers], name="flipout")
+
+    def examples(model):
+        return [layer.num_examples for layer in variational_layers(model)]
 
     def run(model, folder):
         return train(
@@ -158,17 +160,22 @@ def test_divergences_count_once_for_all_examples(tmp_path):
 
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        for i, given in enumerate((None, 130)):
-            assert run(flipout(given), f"right{i}").layers[-1].num_examples == 130
+        for i, given in enumerate(((None,), (130,), (None, 130))):
+            assert set(examples(run(flipout(*given), f"right{i}"))) == {130}
     with pytest.warns(UserWarning, match="num_examples=1300, .* on 130 examples"):
-        assert run(flipout(1300), "cold").layers[-1].num_examples == 1300
+        assert examples(run(flipout(1300, None), "cold")) == [1300, 130]
+    refused = flipout(None)
+    with pytest.raises(ValueError, match="batch_size"):
+        train(refused, "digits", batch_size=1000, train_split=TRAIN)
+    assert examples(refused) == [None]
     name = "mlp_regressor_flipout"
     of_name = train(
         name, epochs=1, train_split="train[:64]", run_dir=tmp_path / name, verbose=False
     ).model
-    assert {w.num_examples for w in variational_layers(of_name)} == {64}
+    assert set(examples(of_name)) == {64}
 
 
+@pytest.mark.slow
 def test_a_regressor_learns_by_its_likelihood(run):
     model = registry.build("mlp_regressor", hidden=(16,))
     result = run(
@@ -190,6 +197,7 @@ def test_a_regressor_learns_by_its_likelihood(run):
     )
 
 
+@pytest.mark.slow
 def test_the_default_optimizer_is_lookahead_around_adam_on_a_cosine(run):
     result = run(learning_rate=0.1, epochs=10)
     optimizer = result.model.optimizer
@@ -248,6 +256,7 @@ def ensemble(members=4):
     return keras.Model(image, AverageMembers(members)(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("members", "rows"), [("split", 32), ("tile", 128)])
 def test_members_share_or_repeat_a_batch(run, data_dir, members, rows):
     result = run(
@@ -279,6 +288,7 @@ def never_synced(learning_rate):
     return Lookahead(keras.optimizers.SGD(learning_rate), sync_period=10**6)
 
 
+@pytest.mark.slow
 def test_slow_weights_are_validated_kept_and_returned(run):
     model = linear()
     first = model.get_weights()
@@ -301,6 +311,7 @@ def test_slow_weights_are_validated_kept_and_returned(run):
     assert_same_run(run("again", model=again, **arguments), result)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_a_registered_recipe_is_the_default(data_dir, tmp_path, monkeypatch):
     registry.list_models()
@@ -336,6 +347,7 @@ def test_without_validation(run):
 # Interruptions.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", [(0, 1), (1, 0), (2, 3)])
 def test_the_same_command_goes_on(run, uninterrupted, tmp_path, at):
     with pytest.raises(KeyboardInterrupt):
@@ -348,6 +360,7 @@ def test_the_same_command_goes_on(run, uninterrupted, tmp_path, at):
     assert_same_run(resumed, uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_goes_on_after_several_interruptions(run, uninterrupted):
     for at in ((1, 1), (1, 2), (2, 3)):
@@ -356,6 +369,7 @@ def test_goes_on_after_several_interruptions(run, uninterrupted):
     assert_same_run(run(), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_the_best_model_survives_an_interruption(run):
     rates = keras.optimizers.schedules.PiecewiseConstantDecay([STEPS], [0.1, 10.0])
@@ -371,6 +385,7 @@ def interrupt(*args):
     raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_an_interruption_between_the_last_epoch_and_the_end(
     run, uninterrupted, monkeypatch
 ):
@@ -381,6 +396,7 @@ def test_an_interruption_between_the_last_epoch_and_the_end(
     assert_same_run(run(), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_weights_averaged_at_the_end_are_so_after_a_late_interruption(run, monkeypatch):
     def ema(learning_rate):
@@ -394,6 +410,7 @@ def test_weights_averaged_at_the_end_are_so_after_a_late_interruption(run, monke
     assert_same_run(run(optimizer=ema, learning_rate=0.1), whole)
 
 
+@pytest.mark.slow
 def test_a_later_fit_of_a_resumed_model_has_all_its_epochs(run):
     with pytest.raises(KeyboardInterrupt):
         run(callbacks=[Interrupt(2, 0)])
@@ -405,6 +422,7 @@ def test_a_later_fit_of_a_resumed_model_has_all_its_epochs(run):
 # One folder, one run.
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_returned_and_not_run_again(run, monkeypatch):
     first = run()
     before = files(first.run_dir)
@@ -415,6 +433,7 @@ def test_a_finished_run_is_returned_and_not_run_again(run, monkeypatch):
     assert files(first.run_dir) == before
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_another_configuration_is_refused_or_starts_anew(run):
     first = run(epochs=1)
@@ -439,6 +458,7 @@ def test_another_configuration_is_refused_or_starts_anew(run):
     assert not anew.reused and len(anew.history["loss"]) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_starting_anew_repeats_a_run(run, uninterrupted):
     first = run(epochs=1)
@@ -448,6 +468,7 @@ def test_starting_anew_repeats_a_run(run, uninterrupted):
     assert_same_run(run(), uninterrupted)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_names_that_keras_counts_are_no_difference(run):
     first, again = run(epochs=1), run(epochs=1)
@@ -465,6 +486,7 @@ def test_a_folder_that_is_no_runs_is_left_alone(run, tmp_path):
     assert files(tmp_path / "run") == {Path("thesis.txt"): b"the only copy"}
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_two_processes_cannot_train_in_one_folder(run):
     with RunFolder(run(epochs=1).run_dir).open({}, resume=False):
