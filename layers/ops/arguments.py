@@ -9,6 +9,11 @@ def is_integer(value):
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
+def is_number(value):
+    """Whether a value is a real number, and not True or False."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
 def integer(name, value, least=1):
     """Returns an argument that must be an integer, as Python's.
 
@@ -38,10 +43,10 @@ def positive(name, value):
     Raises:
         ValueError: If it is none.
     """
-    if _is_number(value) and 0 < value < math.inf:
+    if is_number(value) and 0 < value < math.inf:
         return float(value)
     raise ValueError(
-        f"expected `{name}` to be a number above 0. Received: {name}={value!r}"
+        f"expected `{name}` to be a finite number above 0. Received: {name}={value!r}"
     )
 
 
@@ -55,13 +60,9 @@ def rate(name, value):
     Raises:
         ValueError: If it is no number of at least 0 and below 1.
     """
-    if _is_number(value) and 0 <= value < 1:
+    if is_number(value) and 0 <= value < 1:
         return float(value)
     raise ValueError(
         f"expected `{name}` to be a number of at least 0 and below 1. "
         f"Received: {name}={value!r}"
     )
-
-
-def _is_number(value):
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)

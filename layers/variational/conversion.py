@@ -1,15 +1,13 @@
 """From a plain model to its Bayesian twin, and back."""
 
 import inspect
-import math
-import numbers
 import tempfile
 import warnings
 
 import keras
 import numpy as np
 
-from ..ops.arguments import integer
+from ..ops.arguments import integer, positive
 from . import (
     attention,
     conv,
@@ -22,7 +20,7 @@ from . import (
     lstm,
     simple_rnn,
 )
-from .base import variational_layers
+from .base import VariationalLayer, variational_layers
 from .distributions import STANDARD_NORMAL, MeanFieldNormal, inverse_softplus
 
 EINSUM_ARGUMENTS = ("equation", "output_shape", "bias_axes")
@@ -133,7 +131,7 @@ def to_bayesian(
         model: A built Sequential or functional `keras.Model`. Layers inside of
             other layers, such as `keras.layers.TimeDistributed`, cells in a
             `keras.layers.RNN`, and layers of classes derived from Keras's stay as they
-            are.
+            are; those with kernels are named by a warning.
         method: The estimator: `"flipout"`, `"reparameterization"` or
             `"local_reparameterization"`, which recurrent layers do not have.
         stddev: σ of all weights. Defaults to 0.05.
@@ -169,20 +167,18 @@ def to_bayesian(
     given = {"stddev": stddev, "relative_stddev": relative_stddev}
     given = {n: value for n, value in given.items() if value is not None}
     ((name, scale),) = given.items() if len(given) == 1 else [("stddev", 0.05)]
-    is_number = isinstance(scale, numbers.Real) and 0 < scale < math.inf
-    if len(given) > 1 or not is_number:
+    if len(given) > 1:
         raise ValueError(
-            "expected `stddev` or `relative_stddev`, a number above 0. Received: "
+            "expected `stddev` or `relative_stddev`. Received: "
             f"stddev={stddev!r}, relative_stddev={relative_stddev!r}"
         )
+    scale = positive(name, scale)
     if seed is not None:
         seed = integer("seed", seed, 0)
     seeds = np.random.default_rng(seed)
-    left = []
 
     def convert(layer):
         if type(layer) not in COUNTERPARTS:
-            left.append(layer)
             return None
         file, kind, shared = COUNTERPARTS[type(layer)]
         config = layer.get_config()
@@ -227,9 +223,8 @@ def to_bayesian(
         std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
         untransformed[0].assign(inverse_softplus(std, weight.dtype))
 
-    made = _converted(model, convert, fill)
-    # What has vectors alone, such as a normalization, is not expected to draw.
-    left = [w for w in left if any(len(v.shape) > 1 for v in w.trainable_weights)]
+    made, copied = _converted(model, convert, fill)
+    left = [layer for layer in copied if _has_plain_kernels(layer)]
     if left:
         names = ", ".join(f"{type(w).__name__} {w.name!r}" for w in left)
         warnings.warn(
@@ -297,11 +292,18 @@ def from_bayesian(model):
     def fill(weight, variable):
         variable.assign(numpy(weight.posterior.mean()))
 
-    return _converted(model, convert, fill)
+    return _converted(model, convert, fill)[0]
+
+
+def _has_plain_kernels(layer):
+    """Whether a layer, or one inside of it, has kernels without a distribution."""
+    if any(isinstance(x, VariationalLayer) for x in layer._flatten_layers()):
+        return False
+    return any("kernel" in v.name or v.name == "embeddings" for v in layer.weights)
 
 
 def _converted(model, convert, fill):
-    """A copy of a model, some of its layers converted, with the weights.
+    """A copy of a model, some of its layers converted, and which it only copied.
 
     Args:
         model: A Sequential or functional model.
@@ -362,7 +364,7 @@ def _converted(model, convert, fill):
         pairs = zip(layer._flatten_layers(), found._flatten_layers(), strict=True)
         for one, other in pairs:
             _copy_state(one, other)
-    return made
+    return made, [layer for layer, _ in copied]
 
 
 def _kept(layer, name):

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..ops.arguments import positive
+from ..ops.arguments import is_number, positive
 from ..ops.random import normal, own_initializer
 
 
@@ -136,7 +136,7 @@ class NormalPrior(WeightDistribution):
             one number for the whole weight that starts at `scale`.
 
     Raises:
-        ValueError: If `scale` is not above 0.
+        ValueError: If `scale` is not above 0, or a number is not finite.
 
     Example:
 
@@ -145,6 +145,10 @@ class NormalPrior(WeightDistribution):
     """
 
     def __init__(self, loc=0.0, scale=1.0, learnable=False):
+        if not is_number(loc) or not math.isfinite(loc):
+            raise ValueError(
+                f"expected `loc` to be a finite number. Received: loc={loc!r}"
+            )
         self.loc, self.scale = float(loc), positive("scale", scale)
         self.learnable = learnable
 
@@ -192,12 +196,11 @@ class ScaleMixturePrior(WeightDistribution):
     """
 
     def __init__(self, pi=0.5, sigma1=1.0, sigma2=0.0025):
-        if not 0 < pi < 1 or not sigma1 > 0 or not sigma2 > 0:
-            raise ValueError(
-                "expected 0 < pi < 1, sigma1 > 0 and sigma2 > 0. Received: "
-                f"pi={pi!r}, sigma1={sigma1!r}, sigma2={sigma2!r}"
-            )
-        self.pi, self.sigma1, self.sigma2 = float(pi), float(sigma1), float(sigma2)
+        if not is_number(pi) or not 0 < pi < 1:
+            raise ValueError(f"expected 0 < pi < 1. Received: pi={pi!r}")
+        self.pi = float(pi)
+        self.sigma1 = positive("sigma1", sigma1)
+        self.sigma2 = positive("sigma2", sigma2)
 
     def __call__(self, dtype, shape, name, trainable, add_variable_fn):
         """Returns the prior, which has no variables."""

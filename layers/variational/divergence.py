@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from ..ops.arguments import integer
+from ..ops.arguments import integer, is_number
 from .base import check_num_examples, variational_layers
 
 
@@ -80,9 +80,9 @@ class DivergenceAnnealing(keras.callbacks.Callback):
             beta = self.schedule(epoch)
         else:
             beta = min(1.0, (epoch + 1) / self.schedule)
-        if not 0 <= beta < math.inf:
+        if not is_number(beta) or not 0 <= beta < math.inf:
             raise ValueError(
-                "expected `schedule` to give numbers of at least 0. Received: "
+                "expected `schedule` to give finite numbers of at least 0. Received: "
                 f"{beta!r} for epoch {epoch}"
             )
         for layer in variational_layers(self.model):

@@ -316,17 +316,20 @@ def test_operations_and_what_was_adapted_stay():
 
 
 def test_layers_that_get_no_distribution_are_named():
-    inner = keras.layers.Dense(2)
+    cell = keras.layers.RNN(keras.layers.GRUCell(2), return_sequences=True)
     layers = [
-        keras.layers.TimeDistributed(inner, name="each"),
-        keras.layers.LayerNormalization(),
+        keras.layers.TimeDistributed(keras.layers.Dense(2), name="each"),
+        keras.layers.Bidirectional(cell, name="both", trainable=False),
+        keras.layers.LayerNormalization(axis=(1, 2)),
         keras.layers.Flatten(),
-        keras.layers.Dense(1),
+        keras.layers.Dense(3),
+        DenseFlipout(1),
     ]
     model = keras.Sequential([keras.Input((3, 4)), *layers])
-    with pytest.warns(UserWarning, match="distribution: TimeDistributed 'each'$"):
+    named = "distribution: TimeDistributed 'each', Bidirectional 'both'$"
+    with pytest.warns(UserWarning, match=named):
         to_bayesian(model)
-    inner.trainable = False
+    model = keras.Sequential([keras.Input((3, 4)), *layers[2:]])
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         to_bayesian(model)

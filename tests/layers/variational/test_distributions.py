@@ -139,6 +139,8 @@ def test_configurations(made_by):
         (lambda: NormalPrior(scale=0), "scale=0"),
         (lambda: NormalPrior(scale=float("inf")), "scale=inf"),
         (lambda: NormalPrior(scale="1"), "scale='1'"),
+        (lambda: NormalPrior(loc=float("nan")), "loc=nan"),
+        (lambda: ScaleMixturePrior(sigma1=float("inf")), "sigma1=inf"),
         (lambda: ScaleMixturePrior(pi=1), "pi=1"),
         (lambda: ScaleMixturePrior(sigma1=0), "sigma1=0"),
         (lambda: ScaleMixturePrior(sigma2=-1), "sigma2=-1"),
