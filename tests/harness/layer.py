@@ -509,13 +509,14 @@ def check_inference(subject, model):
         )
         if QUICK == EAGER:  # Whole steps were compared.
             return
-        assign(model, start)
-        eager = model(x, training=True)
-        assign(model, start)
+        found = []
+        for run in (lambda: [model(x, training=True)], lambda: forward(model, x, True)):
+            assign(model, start)
+            found.append([run(), values_of(model)])
         check.close(
-            "outputs in training with jit_compile=True and run eagerly",
-            forward(model, x, True)[0],
-            eager,
+            "outputs in training, and variables, with jit_compile=True and run eagerly",
+            found[1],
+            found[0],
             subject.tol,
         )
     check_eager(lambda: model(x, training=True))
@@ -524,8 +525,8 @@ def check_inference(subject, model):
 def policies(subject):
     """The policies of mixed precision to check.
 
-    On JAX, where each takes two compilations, by default one: every other layer's is
-    bfloat16.
+    On JAX, where each takes two compilations, by default one, which the class's name
+    decides.
     """
     if QUICK == EAGER or session.get().full:
         return POLICIES
