@@ -23,32 +23,36 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 # Most of the time goes into compiling thousands of small functions, so XLA does so with
-# little optimization. What is shared by all layers, what serves the exports at the end,
-# and test-all compile as users do.
+# little optimization. What all layers share with one that stands for them, what serves
+# the exports at the end, and test-all compile as users do.
 XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
              --xla_cpu_use_fusion_emitters=false
 QUICKLY = XLA_FLAGS="$(XLA_QUICK)"
 ON_TENSORFLOW = env KERAS_BACKEND=tensorflow $(PY) -m pytest $(PYTEST)
 ON_JAX = env KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST)
-OPS := tests/layers/ops
+SHARED := tests/layers/ops tests/layers/variational/test_dense.py
 
 # The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. A process
 # keeps one core busy, so two run at a time, each half of the work; the output of the
 # second one follows at the end.
 test: lint
 	@mkdir -p runs
-	@echo "pytest on TensorFlow, some on JAX; the rest into runs/test-rest.log"
+	@echo "Two processes at a time; what the second prints follows at the end."
 	@( trap 'kill $$job; exit 143' TERM; failed=0; \
 	run() { "$$@" & job=$$!; wait $$job || failed=1; }; \
-	run $(ON_JAX) $(OPS); \
-	export $(QUICKLY); \
-	run $(ON_JAX) --ignore=$(OPS) --ignore=tests/optimizers --ignore=tests/zoo; \
+	echo "JAX: what layers share"; \
+	run $(ON_JAX) $(SHARED); \
+	export $(QUICKLY); echo "JAX: layers"; \
+	run $(ON_JAX) $(SHARED:%=--ignore=%) --ignore=tests/optimizers --ignore=tests/zoo; \
+	echo "TensorFlow: zoo"; \
 	run $(ON_TENSORFLOW) tests/zoo; \
 	exit $$failed ) >runs/test-rest.log 2>&1 & rest=$$!; \
 	trap 'kill $$rest; exit 130' INT TERM; failed=0; \
-	$(ON_TENSORFLOW) $(OPS) || failed=1; \
-	export $(QUICKLY); \
-	$(ON_TENSORFLOW) --ignore=$(OPS) --ignore=tests/zoo || failed=1; \
+	echo "TensorFlow: what layers share"; \
+	$(ON_TENSORFLOW) $(SHARED) || failed=1; \
+	export $(QUICKLY); echo "TensorFlow: layers and optimizers"; \
+	$(ON_TENSORFLOW) $(SHARED:%=--ignore=%) --ignore=tests/zoo || failed=1; \
+	echo "JAX: optimizers and zoo"; \
 	$(ON_JAX) tests/optimizers tests/zoo || failed=1; \
 	wait $$rest || failed=1; cat runs/test-rest.log; \
 	exit $$failed
@@ -79,8 +83,8 @@ quickstart-output: $(STAMP)
 # And the lines that count of what this printed.
 test-output:
 	@mkdir -p runs
-	$(MAKE) test > runs/test.log 2>&1
-	grep -E '^(All checks|[0-9]+ files|pytest on|collected|contract:|=+ .*passed)' \
+	$(MAKE) test > runs/test.log 2>&1 || { tail -n 50 runs/test.log; exit 1; }
+	grep -E '^(All checks|[0-9]+ files|Two|JAX:|TensorFlow:|contract:|=+ .*passed)' \
 	runs/test.log > docs/test.txt
 
 readme: $(STAMP)
