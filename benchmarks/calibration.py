@@ -6,10 +6,11 @@ On the digits (LeNet-5) and the diabetes data (a perceptron that predicts mean a
 variance), Flipout against the same network trained plainly, with dropout that stays on
 at test (MC dropout), and an ensemble of five plain networks. Flipout stands twice: with
 the divergence as it is, its prior tuned, and with the divergence times a temperature,
-which is tuned (a "cold posterior"). Each method has a grid of four settings and the
+which is tuned (a "cold posterior", added when the first had underfitted the validation
+split; its prior is the model's own). Each method has a grid of four settings and the
 same number of epochs; the setting with the least negative log-likelihood on the
-validation split, over the seeds of the search, is trained from five other seeds, and
-the test split is read once for each of those.
+validation split, over two seeds (over one for the ensemble, which are five networks),
+is trained from five other seeds, and only those see the test split.
 
 Figures of the digits are `kzoo.zoo.metrics`'s. Of the diabetes data, `nll` is of the
 mixture of all members' normal distributions, and `calibration` the mean over levels
@@ -19,7 +20,8 @@ https://arxiv.org/abs/1807.00263). Out of distribution: mean predictive entropy 
 test digits turned by some degrees, or with normal noise added.
 
 Each line of benchmarks/results/calibration.jsonl is one training; lines that are there
-are not measured again. `--figure` draws docs/calibration.png.
+are not measured again. Trainings with other epochs or seeds than the script's are not
+recorded. `--figure` draws docs/calibration.png from the lines.
 """
 
 import argparse
@@ -219,7 +221,8 @@ def measured(task, method, setting, rate, seed, epochs, splits):
         record[split] = figures(predict(x), y)
     if task == "digits" and "test" in splits:
         record["out_of_distribution"] = out_of_distribution(predict, x, y)
-    results.append(RESULTS, record)
+    if epochs == TASKS[task][2] and seed in (*SEARCH_SEEDS, *SEEDS):
+        results.append(RESULTS, record)
     return record
 
 
@@ -246,11 +249,11 @@ def tuned_and_measured(task, method, epochs, search_seeds, seeds):
         return [run(*chosen, seed, ["validation", "test"]) for seed in seeds]
 
 
-def figure(lines, path=ROOT / "docs" / "calibration.png"):
+def figure(path=ROOT / "docs" / "calibration.png"):
     """Draws the entropy of turned and noisy digits, means over seeds."""
     from matplotlib.figure import Figure
 
-    lines = [r for r in lines if "out_of_distribution" in r]
+    lines = [r for r in results.read(RESULTS) if "out_of_distribution" in r]
     drawn = Figure((9, 3.6), layout="constrained")
     titles = {"angle": "degrees turned", "noise": "deviation of noise, grey levels"}
     for axes, (kind, title) in zip(drawn.subplots(1, 2), titles.items(), strict=True):
@@ -282,14 +285,12 @@ def main(argv=None):
     pairs = fnmatch.filter(pairs, arguments.pattern)
     if not pairs:
         parser.error("expected a pattern such as digits/* or */flipout")
-    measured_lines = []
     for pair in pairs:
         task, method = pair.split("/")
         epochs = arguments.epochs or TASKS[task][2]
         lines = tuned_and_measured(
             task, method, epochs, arguments.search_seeds, arguments.seeds
         )
-        measured_lines += lines
         figures = [
             f"{name} {np.mean([r['test'][name] for r in lines]):.4f} ± "
             f"{np.std([r['test'][name] for r in lines]):.4f}"
@@ -297,7 +298,7 @@ def main(argv=None):
         ]
         print(f"{pair:20s} {lines[0]['setting']}  {'  '.join(figures)}", flush=True)
     if arguments.figure:
-        figure(measured_lines)
+        figure()
     return 0
 
 
