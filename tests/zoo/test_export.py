@@ -62,6 +62,7 @@ def test_on_jax_the_error_says_how(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 @TENSORFLOW
 class TestContent:
     def test_the_layout_is_tensorflow_servings(self, tmp_path):

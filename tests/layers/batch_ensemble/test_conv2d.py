@@ -128,6 +128,7 @@ def explicit(layer, x):
     return np.concatenate(outputs)
 
 
+@pytest.mark.slow
 def test_contract():
     check_layer(
         Conv2DBatchEnsemble,

@@ -58,6 +58,7 @@ def member_probs(model, x):
     return scipy.special.softmax(np.stack(hidden) @ weights + bias_out, -1)
 
 
+@pytest.mark.slow
 def test_contract():
     check_layer(TileMembers, {"ensemble_size": 3}, (4, 5))
     check_layer(AverageMembers, {"ensemble_size": 3}, (6, 5))

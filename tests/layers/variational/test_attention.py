@@ -163,6 +163,7 @@ def test_the_projections_are_einsum_layers_that_draw(layer):
     assert len(seeds) == 4 and None not in seeds
 
 
+@pytest.mark.slow
 def test_mean_variance_and_covariance_of_examples():
     """Of V, and of y where the weights of attention are fixed: T = 1 attends to it."""
     layer = MultiHeadAttentionFlipout(

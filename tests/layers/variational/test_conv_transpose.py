@@ -111,6 +111,7 @@ def test_each_row_has_the_kernel_of_its_signs():
     assert {tuple(v[2:] * v[3]) for v in patterns} == {(-1, 1), (1, 1)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_mean_variance_and_covariance_of_rows(layer):
     """E[y] = x *ᵀ W̄, Var[y] = x² *ᵀ σ²; rows covary where they share one kernel."""

@@ -109,6 +109,7 @@ def test_each_row_has_the_kernel_of_its_signs():
     assert len(set(patterns)) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_mean_variance_and_covariance_of_rows(layer):
     """E[y] = x ⊛ W̄, Var[y] = x² ⊛ σ²; rows covary where they share one kernel."""

@@ -84,6 +84,7 @@ def test_each_example_has_the_table_of_its_signs():
     assert len(set(patterns)) > 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", LAYERS)
 def test_mean_variance_and_covariance_of_examples(layer):
     """E[y] = W̄[id], Var[y] = σ²[id]; who shares a draw covaries."""

@@ -141,6 +141,7 @@ def test_fast_and_slow_weights_are_equal_after_a_sync_alone(name, inner_state):
         assert difference == 0 if step % 3 == 0 else difference > 1e-5, step
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(INNER) - {"schedule_free"}))
 @pytest.mark.parametrize("k", [1, 3])
 def test_every_cycle_is_a_run_of_a_new_inner_optimizer_after_a_reset(name, k):

@@ -214,6 +214,7 @@ def test_the_default_optimizer_is_lookahead_around_adam_on_a_cosine(run):
         assert float(schedule(step)) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("kind", ["function", "instance", "schedule"])
 def test_optimizers_as_asked(run, kind):
