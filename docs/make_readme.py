@@ -5,14 +5,16 @@
 
 Each part stands between `<!-- begin NAME -->` and `<!-- end NAME -->`. The
 catalogue comes from the package's own indexes, the figures from the JSON lines
-under benchmarks/results, and what the quickstart printed from docs/quickstart.txt,
-which `make quickstart-output` writes.
+under benchmarks/results, and what the README's two commands printed from
+docs/quickstart.txt and docs/test.txt, which `make quickstart-output` and
+`make test-output` write.
 """
 
 import argparse
 import inspect
 import re
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,7 @@ import kzoo.optimizers
 import kzoo.zoo
 from kzoo.zoo import losses, metrics, registry, results
 
+LABELS = {"jax": "JAX", "tensorflow": "TensorFlow"}
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
@@ -51,9 +54,17 @@ def catalogue():
         ("zoo.metrics", metrics),
     ):
         lines += [f"| `kzoo.{title}` | |", "|---|---|"]
+        notes = []
         for name, item in public(index).items():
-            lines.append(f"| `{name}` | {purpose(item)} |")
+            mark = ""
+            for backend, limit in getattr(item, "limits", {}).items():
+                note = f"On {LABELS[backend]} {limit}."
+                notes += [note] * (note not in notes)
+                mark += f" [{notes.index(note) + 1}]"
+            lines.append(f"| `{name}`{mark} | {purpose(item)} |")
         lines.append("")
+        lines += [f"[{i}] {note}" for i, note in enumerate(notes, 1)]
+        lines += [""] * bool(notes)
     lines += ["| `kzoo.zoo` | |", "|---|---|"]
     for name in kzoo.zoo.__all__:
         item = getattr(kzoo.zoo, name)
@@ -135,9 +146,9 @@ def variance_table():
     """Returns the fits of benchmarks/flipout_variance.py, over seeds."""
     records = results.read(ROOT / "benchmarks/results/flipout_variance.jsonl")
     lines = [
-        "| data | network | σ | slope of log variance by log N | c / c of a shared "
+        "| data | network | σ | slope of log variance by log N | c | c / c of a shared "
         "perturbation | seeds |",
-        "|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|",
     ]
     for data, name in sorted({(r["data"], r["network"]) for r in records}):
         runs = [r for r in records if (r["data"], r["network"]) == (data, name)]
@@ -145,14 +156,74 @@ def variance_table():
             spread([run[key] for run in runs], 3)
             for key in ("stddev", "slope", "c_of_shared")
         ]
+        c = [run["flipout"]["c"] for run in runs]
+        cells.insert(2, f"{np.mean(c):.1e} ± {np.std(c, ddof=1):.1e}")
         cells.append(", ".join(str(run["seed"]) for run in runs))
         lines.append(f"| {data} | {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def quickstart():
-    """Returns what `make quickstart` printed when the maintainers last ran it."""
-    text = (ROOT / "docs/quickstart.txt").read_text().rstrip()
+def evolution_table():
+    """Returns the newest figures of benchmarks/evolution_strategies.py."""
+    newest = {
+        record["claim"]: record
+        for record in results.read(
+            ROOT / "benchmarks/results/evolution_strategies.jsonl"
+        )
+    }
+    lines = [
+        "| policy | members × rows | noise of the peer | members a second | "
+        "the peer's | times as many (quartiles) | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for r in newest.values():
+        low, high = r["times_faster_quartiles"]
+        bar = "none"
+        if r["bar"]:
+            met = r["times_faster"] >= r["bar"]
+            bar = f"{r['bar']}, {'met' if met else '**missed**'}"
+        noise = r["peer"].partition(",")[0].removeprefix("noise ")
+        lines.append(
+            f"| {r['shape'].replace('->', '→')} | {r['population']} × "
+            f"{r['rows_per_member']} | {noise} | {r['members_per_second']:,} | "
+            f"{r['peer_members_per_second']:,} | {r['times_faster']:.1f} "
+            f"({low:.1f}–{high:.1f}) | {bar} |"
+        )
+    return "\n".join(lines)
+
+
+def calibration_tables():
+    """Returns the test figures of benchmarks/calibration.py, over seeds."""
+    records = [
+        record
+        for record in results.read(ROOT / "benchmarks/results/calibration.jsonl")
+        if "test" in record["splits"]
+    ]
+    lines = []
+    for task in dict.fromkeys(r["task"] for r in records):
+        of_task = [r for r in records if r["task"] == task]
+        names = list(of_task[0]["test"])
+        titles = [n.upper() if n in ("nll", "ece", "rmse") else n for n in names]
+        lines += [
+            f"| {task} | chosen on the validation split | {' | '.join(titles)} |",
+            "|---" * (2 + len(names)) + "|",
+        ]
+        for method in dict.fromkeys(r["method"] for r in of_task):
+            runs = [r for r in of_task if r["method"] == method]
+            (setting,) = {tuple(r["setting"].items()) for r in runs}
+            chosen = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in setting)
+            digits = {name: 2 if name == "rmse" else 4 for name in names}
+            cells = [spread([r["test"][n] for r in runs], digits[n]) for n in names]
+            lines.append(
+                f"| {method.replace('_', ' ')} | {chosen} | {' | '.join(cells)} |"
+            )
+        lines.append("")
+    return "\n".join(lines[:-1])
+
+
+def output(name):
+    """Returns what a command printed when the maintainers last ran it."""
+    text = (ROOT / "docs" / name).read_text().rstrip()
     return f"```text\n{text}\n```"
 
 
@@ -161,7 +232,10 @@ PARTS = {
     "digits": digits_table,
     "speed": speed_table,
     "variance": variance_table,
-    "quickstart": quickstart,
+    "evolution": evolution_table,
+    "calibration": calibration_tables,
+    "quickstart": partial(output, "quickstart.txt"),
+    "test": partial(output, "test.txt"),
 }
 
 

@@ -6,6 +6,7 @@ import json
 import pathlib
 import statistics
 
+import numpy as np
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -70,3 +71,38 @@ def test_the_variance_of_flipouts_gradients_falls_as_that_of_independent_draws()
     for record in measured:
         assert abs(record["slope"] + 1) <= 0.05
         assert record["c_of_shared"] <= 0.1
+
+
+def test_one_pass_is_twenty_times_faster_than_each_pairs_own_noise(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    claims = script(ROOT / "benchmarks" / "evolution_strategies.py").CLAIMS
+    newest = {r["claim"]: r for r in records("evolution_strategies.jsonl")}
+    assert newest.keys() == claims.keys()
+    for name, (sizes, population, rows, noise, bar) in claims.items():
+        record = newest[name]
+        assert record["shape"] == "->".join(map(str, sizes))
+        assert (record["population"], record["rows_per_member"]) == (population, rows)
+        assert record["peer"].startswith(f"noise {noise},") and record["bar"] == bar
+        assert bar is None or record["times_faster"] >= bar
+
+
+def test_calibration_is_that_of_all_methods_and_entropy_rises_out_of_distribution():
+    calibration = script(ROOT / "benchmarks" / "calibration.py")
+    runs = [r for r in records("calibration.jsonl") if "test" in r["splits"]]
+    tasks = {r["task"] for r in runs}
+    kinds = itertools.product(tasks, calibration.METHODS)
+    assert {(r["task"], r["method"]) for r in runs} == set(kinds) and "digits" in tasks
+    for task, method in {(r["task"], r["method"]) for r in runs}:
+        of_kind = [r for r in runs if (r["task"], r["method"]) == (task, method)]
+        assert sorted(r["seed"] for r in of_kind) == list(calibration.SEEDS)
+        assert {r["epochs"] for r in of_kind} == {calibration.TASKS[task][2]}
+        assert len({json.dumps(r["setting"], sort_keys=True) for r in of_kind}) == 1
+        if task != "digits":
+            continue
+        found = [r["out_of_distribution"] for r in of_kind]
+        noise, angle = (
+            np.mean([f[kind]["entropy"] for f in found], axis=0).tolist()
+            for kind in ("noise", "angle")
+        )
+        assert noise == sorted(noise)
+        assert min(angle[1:]) > angle[0]
