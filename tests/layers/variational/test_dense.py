@@ -259,8 +259,11 @@ def test_a_weights_own_regularizer_stays():
     np.testing.assert_allclose(numpy(sum(layer.losses)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("layer", [DenseLocalReparameterization, DenseFlipout])
-def test_the_exact_posterior_of_linear_regression(layer):
+# Flipout's rows share |ΔW̃|, so its steps tell less of σ.
+@pytest.mark.parametrize(
+    "layer, rtol", [(DenseLocalReparameterization, 0.06), (DenseFlipout, 0.12)]
+)
+def test_the_exact_posterior_of_linear_regression(layer, rtol):
     """The optimum of the ELBO with noise of variance 1 is known in closed form.
 
     With orthogonal inputs, Xᵀ X = diag(c), the posterior's entries are independent,
@@ -289,7 +292,7 @@ def test_the_exact_posterior_of_linear_regression(layer):
     model.fit(*(np.tile(a, (8 * 1500, 1)) for a in (x, y)), 8 * n, 1, 0, shuffle=False)
     q = layer.kernel_posterior
     np.testing.assert_allclose(numpy(q.mean())[:, 0], mean, atol=0.03)
-    np.testing.assert_allclose(numpy(q.stddev())[:, 0], std, rtol=0.06)
+    np.testing.assert_allclose(numpy(q.stddev())[:, 0], std, rtol=rtol)
 
 
 @pytest.mark.parametrize(
