@@ -311,9 +311,10 @@ def figure(path=ROOT / "docs" / "flipout_variance.png"):
     for r in results.read(RESULTS):
         kind = r["data"].partition(",")[0], r["network"]
         lines.setdefault(kind, []).append(r)
-    drawn = Figure((4.5 * len(lines), 3.6), layout="constrained")
-    panels = drawn.subplots(1, len(lines), squeeze=False).flat
-    for axes, ((data, kind), of_kind) in zip(panels, lines.items(), strict=True):
+    rows = -(-len(lines) // 3)
+    drawn = Figure((13.5, 3.6 * rows), layout="constrained")
+    panels = drawn.subplots(rows, 3, squeeze=False).flat
+    for axes, ((data, kind), of_kind) in zip(panels, lines.items(), strict=False):
         for estimator, color in zip(ESTIMATORS, ("C0", "C3", "C2"), strict=True):
             if estimator not in estimators(kind):
                 continue

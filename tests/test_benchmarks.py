@@ -66,7 +66,8 @@ def test_readme_shows_what_was_measured():
 def test_the_variance_of_flipouts_gradients_falls_as_that_of_independent_draws():
     measured = records("flipout_variance.jsonl")
     kinds = [(r["data"].partition(",")[0], r["network"], r["seed"]) for r in measured]
-    wanted = itertools.product(("digits",), ("conv", "dense", "lstm"), (0, 1, 2))
+    data = ("digits", "text")
+    wanted = itertools.product(data, ("conv", "dense", "lstm"), (0, 1, 2))
     assert set(kinds) >= set(wanted) and len(set(kinds)) == len(kinds)
     for record in measured:
         assert abs(record["slope"] + 1) <= 0.05
