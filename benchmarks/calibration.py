@@ -125,19 +125,19 @@ def trained(task, method, setting, rate, seed, epochs):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     if info(model.name).task == "regression":
         loss = GaussianNegativeLogLikelihood()
-    model.compile(optimizer(schedule), loss)
-    options = {}
+    watched, options = [], {}
     if TASKS[task][3]:
         # A Bayesian model's loss has the divergence too.
         nll = keras.metrics.MeanMetricWrapper(
             gaussian_negative_log_likelihood, name="nll"
         )
-        model.compile(optimizer(schedule), loss, metrics=[nll])
+        watched.append(nll)
         keep = keras.callbacks.EarlyStopping(
             "val_nll", mode="min", patience=epochs, restore_best_weights=True
         )
         validation = arrays(task, "validation")
         options = {"validation_data": validation, "callbacks": [keep]}
+    model.compile(optimizer(schedule), loss, metrics=watched)
     model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, **options)
     return model
 
@@ -239,7 +239,8 @@ def measured(task, method, setting, rate, seed, epochs, splits):
         record[split] = figures(predict(x), y)
     if task == "digits" and "test" in splits:
         record["out_of_distribution"] = out_of_distribution(predict, x, y)
-    if epochs == TASKS[task][2] and seed in (*SEARCH_SEEDS, *SEEDS):
+    of_script = SEEDS if "test" in splits else SEARCH_SEEDS
+    if epochs == TASKS[task][2] and seed in of_script:
         results.append(RESULTS, record)
     return record
 
