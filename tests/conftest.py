@@ -9,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import pytest
 
+import harness.components
 import harness.fresh
 import harness.session
 from harness.skips import StrictSkips
@@ -17,6 +18,7 @@ HERE = pathlib.Path(__file__).parent
 LEAVES = (
     "check_layer",
     "check_optimizer",
+    "check_loss",
     "check_metric",
     "check_model",
     "record_export",
@@ -111,12 +113,36 @@ def pytest_collection_modifyitems(session, config, items):
             last.append(("fresh process", harness.fresh.check_exports, "exports"))
         for name, check, kind in last:
             items.append(Last.from_parent(session, name=name, check=check, kind=kind))
+        if not selects(config):
+            items.append(Everything.from_parent(session, name="everything"))
+
+
+def selects(config):
+    """Whether only some tests of a file may have been asked for."""
+    option = config.option
+    some = option.keyword or option.markexpr or option.deselect
+    some = some or getattr(option, "lf", False)
+    return bool(some) or any("::" in argument for argument in config.args)
 
 
 def uses_harness(item):
     """Whether a test's module names what leaves work for the fresh processes."""
     module = getattr(item, "module", None)
     return any(hasattr(module, name) for name in LEAVES)
+
+
+class Everything(pytest.Item):
+    """Requires a contract call of every component whose tests have run."""
+
+    def runtest(self):
+        files = {item.path for item in self.session.items}
+        harness.components.check_everything(harness.session.get(), files)
+
+    def reportinfo(self):
+        return HERE / "harness" / "components.py", None, self.name
+
+    def repr_failure(self, excinfo):
+        return str(excinfo.value)
 
 
 class Last(pytest.Item):

@@ -15,7 +15,8 @@ import pytest
 from keras import ops
 
 import harness
-from harness import fresh
+import kzoo.layers
+from harness import components, fresh
 from harness import session as harness_session
 from harness.skips import StrictSkips
 from kzoo.layers.ops import random as kzoo_random
@@ -980,6 +981,120 @@ def test_a_wrong_metric_is_refused(cls, check):
     assert caught.value.check == check, caught.value
 
 
+# --- losses -----------------------------------------------------------------------
+
+
+@register
+class RightLoss(keras.losses.Loss):
+    """Sum over the last axis of a power of the error.
+
+    Reference: none.
+
+    Args:
+        power: The power.
+        reduction: As `keras.losses.Loss`'s.
+        name: The loss's name.
+        dtype: Dtype to compute in.
+
+    Call arguments:
+        y_true: Targets, `[B, n]`.
+        y_pred: Predictions, `[B, n]`.
+
+    Raises:
+        ValueError: Never.
+
+    Example:
+
+    >>> 1 + 1
+    2
+    """
+
+    def __init__(
+        self, power=2, reduction="sum_over_batch_size", name="right", dtype=None
+    ):
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.power = power
+
+    def call(self, y_true, y_pred):
+        return ops.sum(ops.abs(y_true - y_pred) ** self.power, axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "power": self.power, "dtype": self.dtype}
+
+
+@toy_of(RightLoss)
+class LossForgetsAnArgument(RightLoss):
+    def get_config(self):
+        config = super().get_config()
+        del config["power"]
+        return config
+
+
+@toy_of(RightLoss)
+class LossReducesItself(RightLoss):
+    def call(self, y_true, y_pred):
+        return ops.mean(super().call(y_true, y_pred))
+
+
+@toy_of(RightLoss)
+class LossLooksAtTheBatch(RightLoss):
+    def call(self, y_true, y_pred):
+        return super().call(y_true - ops.mean(y_true, axis=0), y_pred)
+
+
+@toy_of(RightLoss)
+class LossIgnoresWeights(RightLoss):
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        return super().__call__(y_true, y_pred)
+
+
+@toy_of(RightLoss)
+class LossComputesInHalf(RightLoss):
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        y_pred = ops.convert_to_tensor(y_pred)
+        y_true = ops.cast(y_true, y_pred.dtype)
+        return super().__call__(y_true, y_pred, sample_weight)
+
+
+@toy_of(RightLoss)
+class LossDiffersCompiled(RightLoss):
+    def call(self, y_true, y_pred):
+        values = super().call(y_true, y_pred)
+        return values * (2.0 if is_traced(values) else 1.0)
+
+
+@register
+class LossHasNoDocstring(RightLoss):
+    pass
+
+
+WRONG_LOSSES = {
+    LossForgetsAnArgument: "config",
+    LossReducesItself: "reduction",
+    LossLooksAtTheBatch: "batch size",
+    LossIgnoresWeights: "sample weight",
+    LossComputesInHalf: "dtypes",
+    LossHasNoDocstring: "docstring",
+}
+if BACKEND == "tensorflow":  # JAX compares compiled steps with each other by default.
+    WRONG_LOSSES[LossDiffersCompiled] = "compiled"
+
+
+def loss(cls):
+    numbers = np.random.default_rng(0)
+    y_true, y_pred = numbers.normal(size=(2, 6, 3)).astype("float32")
+    harness.check_loss(cls, {"power": 3}, y_true, y_pred)
+
+
+@pytest.mark.parametrize(
+    ("cls", "check"), WRONG_LOSSES.items(), ids=lambda v: getattr(v, "__name__", v)
+)
+def test_a_wrong_loss_is_refused(cls, check):
+    with pytest.raises(harness.ContractError) as caught:
+        loss(cls)
+    assert caught.value.check == check, caught.value
+
+
 # --- models -----------------------------------------------------------------------
 
 
@@ -1115,10 +1230,21 @@ def test_right_components_pass(own_session, registered):
     harness.check_layer(RightPair, {}, shapes, call_kwargs=swap)
     harness.check_optimizer(lambda: RightOptimizer(0.05, momentum=0.8))
     metric(RightMetric)
+    loss(RightLoss)
     harness.check_model(registered(right_model))
-    assert fresh.check_other_backend() == 7
+    assert fresh.check_other_backend() == 8
     if BACKEND == "tensorflow":
         assert fresh.check_exports() == 5
+
+
+def test_a_component_without_its_check_is_found(own_session):
+    files = components.mirrored(kzoo.layers.DenseFlipout)
+    assert [file.name for file in files] == ["test_dense.py"]
+    with pytest.raises(harness.ContractError, match="everything: .*DenseFlipout"):
+        components.check_everything(own_session, files)
+    components.check_everything(own_session, [])
+    own_session.checked = {name for name in vars(kzoo.layers) if "Dense" in name}
+    components.check_everything(own_session, files)
 
 
 # --- the session: skips, backends, the processes at its end -----------------------

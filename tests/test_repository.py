@@ -3,7 +3,6 @@
 import ast
 import inspect
 import os
-import pathlib
 import re
 import subprocess
 import sys
@@ -15,14 +14,13 @@ import pytest
 import kzoo.layers
 import kzoo.optimizers
 import kzoo.zoo
-import kzoo.zoo.losses
 import kzoo.zoo.metrics
+from harness.components import INDEXES, PUBLIC, ROOT, kind_of, mirror, mirrored
 from harness.configs import check_registration
 from harness.docs import check_docstring
 from harness.skips import read
 from kzoo.zoo import info, list_models
 
-ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("layers", "optimizers", "zoo")
 FILES = [
     *ROOT.glob("*.py"),
@@ -33,22 +31,9 @@ OTHER_FILES = [
     for folder in ("tests", "benchmarks", "docs")
     for file in sorted((ROOT / folder).rglob("*.py"))
 ]
-INDEXES = {
-    "layers": kzoo.layers,
-    "optimizers": kzoo.optimizers,
-    "zoo": kzoo.zoo,
-    "zoo/losses": kzoo.zoo.losses,
-    "zoo/metrics": kzoo.zoo.metrics,
-}
-# The kinds of components, with the harness's check of each.
-# (A model around another one is not built from arguments alone: it has its own tests.)
-KINDS = {
-    keras.Model: ("model", None),
-    keras.layers.Layer: ("layer", "check_layer"),
-    keras.optimizers.Optimizer: ("optimizer", "check_optimizer"),
-    keras.metrics.Metric: ("metric", "check_metric"),
-    keras.losses.Loss: ("loss", None),
-}
+CLASSES = {key: thing for key, thing in PUBLIC.items() if inspect.isclass(thing)}
+# What a saved model's file refers to by name.
+SAVED = {key: cls for key, cls in CLASSES.items() if hasattr(cls, "get_config")}
 # Which of the package's parts each part may import.
 MAY_IMPORT = {
     "kzoo.layers.ops": ("kzoo.layers.ops",),
@@ -85,39 +70,6 @@ def imports(tree, package):
             for alias in node.names:
                 name = f"{base}.{alias.name}" if node.level else base
                 yield node.lineno, name, bool(node.level)
-
-
-def public(index):
-    """The public names of an index that are the package's own."""
-    names = getattr(index, "__all__", None) or [
-        n for n in vars(index) if not n.startswith("_")
-    ]
-    for name in names:
-        thing = getattr(index, name)
-        if not inspect.ismodule(thing) and thing.__module__.startswith("kzoo."):
-            yield name, thing
-
-
-PUBLIC = {
-    f"{index}:{name}": thing
-    for index, module in INDEXES.items()
-    for name, thing in public(module)
-    if name != "require_supported"
-}
-CLASSES = {key: thing for key, thing in PUBLIC.items() if inspect.isclass(thing)}
-# What a saved model's file refers to by name.
-SAVED = {key: cls for key, cls in CLASSES.items() if hasattr(cls, "get_config")}
-COMPONENTS = {k: c for k, c in CLASSES.items() if issubclass(c, tuple(KINDS))}
-
-
-def kind_of(thing):
-    """The kind of a public name: what its docstring must have, and its check."""
-    if not inspect.isclass(thing):
-        return "function", None
-    for base, kind in KINDS.items():
-        if issubclass(thing, base):
-            return kind
-    return "class", None
 
 
 # --- imports ----------------------------------------------------------------------
@@ -249,10 +201,8 @@ def test_is_registered(key):
 def test_has_a_mirrored_test(key):
     thing, (_, check) = PUBLIC[key], kind_of(PUBLIC[key])
     # A class whose shared half is tested with it may be tested there.
-    modules = [base.__module__ for base in getattr(thing, "__mro__", (thing,))]
-    files = [mirrored(name) for name in modules if name.startswith("kzoo.")]
-    there = [file for file in files if file.exists()]
-    assert there, f"expected {' or '.join(map(relative, files))}"
+    there = mirrored(thing)
+    assert there, f"expected {relative(mirror(thing.__module__))}"
     assert any(
         uses_name(file, thing.__name__) and (check is None or calls(file, check))
         for file in there
@@ -261,16 +211,10 @@ def test_has_a_mirrored_test(key):
 
 @pytest.mark.parametrize("name", list_models())
 def test_model_has_a_mirrored_test_with_its_check(name):
-    file = mirrored(info(name).entry_point.__module__)
+    file = mirror(info(name).entry_point.__module__)
     assert file.exists(), relative(file)
     assert calls(file, "check_model")
     assert f'"{name}"' in file.read_text() or "list_models" in file.read_text()
-
-
-def mirrored(module):
-    """Where the test of a module of the package must be."""
-    *folders, name = module.split(".")[1:]
-    return ROOT.joinpath("tests", *folders, f"test_{name}.py")
 
 
 def calls(file, function):

@@ -2,6 +2,7 @@
 
 from .check import ContractError
 from .layer import check_layer
+from .loss import check_loss
 from .metric import check_metric
 from .model import check_model
 from .optimizer import check_optimizer
@@ -9,6 +10,7 @@ from .optimizer import check_optimizer
 __all__ = [
     "ContractError",
     "check_layer",
+    "check_loss",
     "check_metric",
     "check_model",
     "check_optimizer",

@@ -37,7 +37,7 @@ POLICIES = ("mixed_float16", "mixed_bfloat16")
 LOW = {"float16": 1e-2, "bfloat16": 1e-1}
 
 
-@session.timed
+@session.noted
 def check_layer(
     layer_class,
     init_kwargs,

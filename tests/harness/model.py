@@ -21,7 +21,7 @@ from .training import (
 TOL = 1e-3
 
 
-@session.timed
+@session.noted
 def check_model(name):
     """Checks a registered model against every generic point of the contract.
 

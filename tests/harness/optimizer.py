@@ -29,7 +29,7 @@ STEPS = 7
 STOPS = (1, 2, 3, 5)
 
 
-@session.timed
+@session.noted
 def check_optimizer(make):
     """Checks an optimizer against every generic point of the contract.
 

@@ -19,6 +19,7 @@ class Session:
         self.full = full
         self.counts = {"exports": 0, "cases": 0}
         self.seconds = []
+        self.checked = set()
 
     def new(self, kind, name):
         """Makes the folder of one more export or case."""
@@ -42,13 +43,18 @@ def get():
     return current
 
 
-def timed(check):
-    """Makes the running session note how long each call of a check takes."""
+def noted(check):
+    """Makes the running session note what a check was called of, and how long it took.
+
+    Its first argument is a class, a registered name, or a function that makes one.
+    """
 
     @functools.wraps(check)
-    def call(*args, **kwargs):
+    def call(thing, *args, **kwargs):
         start = time.perf_counter()
-        check(*args, **kwargs)
+        check(thing, *args, **kwargs)
         get().seconds.append(time.perf_counter() - start)
+        made = thing if isinstance(thing, (str, type)) else type(thing())
+        get().checked.add(getattr(made, "__name__", made))
 
     return call

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from harness.configs import check_config
+from harness import check_loss
 from kzoo.layers import MeanAndVariance
 from kzoo.zoo.losses import (
     GaussianNegativeLogLikelihood,
@@ -95,14 +95,7 @@ def test_other_shapes_are_refused(true, predicted):
         GaussianNegativeLogLikelihood()(np.ones(true), np.ones(predicted))
 
 
-def test_config():
+@pytest.mark.slow
+def test_contract():
     given = {"reduction": "sum", "name": "nll", "dtype": "float64"}
-    check_config(
-        GaussianNegativeLogLikelihood(**given),
-        None,
-        lambda kwargs: GaussianNegativeLogLikelihood(**kwargs),
-    )
-    again = keras.losses.deserialize(
-        keras.losses.serialize(GaussianNegativeLogLikelihood(**given))
-    )
-    assert (again.reduction, again.name, again.dtype) == ("sum", "nll", "float64")
+    check_loss(GaussianNegativeLogLikelihood, given, Y, PREDICTED)
