@@ -108,7 +108,9 @@ def pytest_collection_modifyitems(session, config, items):
         config.hook.pytest_deselected(items=deselected)
         items[:] = [item for item in items if item not in deselected]
     if not fast and any(uses_harness(item) for item in items):
-        last = [("other backend", harness.fresh.check_other_backend, "cases")]
+        last = []
+        if config.option.all or keras.backend.backend() == "jax":
+            last.append(("other backend", harness.fresh.check_other_backend, "cases"))
         if keras.backend.backend() == "tensorflow":
             last.append(("fresh process", harness.fresh.check_exports, "exports"))
         for name, check, kind in last:

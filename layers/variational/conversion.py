@@ -1,12 +1,12 @@
 """From a plain model to its Bayesian twin, and back."""
 
 import inspect
-import tempfile
 import warnings
 
 import keras
 import numpy as np
 
+from ..conversion import converted, numpy
 from ..ops.arguments import integer, positive
 from . import (
     attention,
@@ -223,7 +223,7 @@ def to_bayesian(
         std = np.full_like(mean, scale) if name == "stddev" else scale * np.abs(mean)
         untransformed[0].assign(inverse_softplus(std, weight.dtype))
 
-    made, copied = _converted(model, convert, fill)
+    made, copied = converted(model, convert, _by_weight(fill), COUNTERPARTS)
     left = [layer for layer in copied if _has_plain_kernels(layer)]
     if left:
         names = ", ".join(f"{type(w).__name__} {w.name!r}" for w in left)
@@ -292,7 +292,18 @@ def from_bayesian(model):
     def fill(weight, variable):
         variable.assign(numpy(weight.posterior.mean()))
 
-    return _converted(model, convert, fill)[0]
+    return converted(model, convert, _by_weight(fill), COUNTERPARTS)[0]
+
+
+def _by_weight(fill):
+    """Makes of a function of two weights one of the two layers that have them."""
+
+    def of_layers(layer, found):
+        for pair in zip(_holders(layer), _holders(found), strict=True):
+            for weights in zip(*map(_weights, pair), strict=True):
+                fill(*weights)
+
+    return of_layers
 
 
 def _has_plain_kernels(layer):
@@ -300,71 +311,6 @@ def _has_plain_kernels(layer):
     if any(isinstance(x, VariationalLayer) for x in layer._flatten_layers()):
         return False
     return any("kernel" in v.name or v.name == "embeddings" for v in layer.weights)
-
-
-def _converted(model, convert, fill):
-    """A copy of a model, some of its layers converted, and which it only copied.
-
-    Args:
-        model: A Sequential or functional model.
-        convert: Function of a layer that returns its counterpart, or None to copy it.
-        fill: Function of a weight and the converted layer's, which it sets.
-    """
-    built = isinstance(model, keras.Sequential) and model.built
-    if not built and not getattr(model, "inputs", None):
-        raise ValueError(
-            "expected a built Sequential or functional model. "
-            f"Received: {type(model).__name__} {model.name!r}"
-        )
-    converted, copied = [], []
-
-    def clone(layer):
-        if not isinstance(layer, keras.layers.Layer):  # An operation of keras.ops.
-            return type(layer).from_config(layer.get_config())
-        if type(layer) is keras.layers.Bidirectional:
-            pair = [convert(one) for one in (layer.forward_layer, layer.backward_layer)]
-            if None not in pair:
-                return bidirectional(layer, *pair)
-        found = convert(layer)
-        pairs = copied if found is None else converted
-        if found is None:
-            found = type(layer).from_config(layer.get_config())
-        found.trainable = layer.trainable
-        pairs.append((layer, found))
-        return found
-
-    def bidirectional(layer, forward, backward):
-        found = keras.layers.Bidirectional(
-            forward,
-            layer.merge_mode,
-            backward_layer=backward,
-            name=layer.name,
-            dtype=layer.dtype_policy,
-        )
-        found.trainable = layer.trainable
-        for part in ("forward_layer", "backward_layer"):
-            one, other = getattr(layer, part), getattr(found, part)
-            other.trainable = one.trainable
-            converted.append((one, other))
-        return found
-
-    made = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    if not converted:
-        kinds = sorted({type(layer).__name__ for layer in model._flatten_layers()})
-        raise ValueError(
-            "expected a model with at least one layer that has a counterpart: "
-            f"{[c.__name__ for c in COUNTERPARTS]} or ours. Received: {model.name}, "
-            f"with {kinds}"
-        )
-    for layer, found in converted:
-        for pair in zip(_holders(layer), _holders(found), strict=True):
-            for weights in zip(*map(_weights, pair), strict=True):
-                fill(*weights)
-    for layer, found in copied:
-        pairs = zip(layer._flatten_layers(), found._flatten_layers(), strict=True)
-        for one, other in pairs:
-            _copy_state(one, other)
-    return made, [layer for layer, _ in copied]
 
 
 def _kept(layer, name):
@@ -388,19 +334,3 @@ def _weights(holder):
     names = ("embeddings", "kernel", "recurrent_kernel", "bias")
     weights = [getattr(holder, name, None) for name in names]
     return [weight for weight in weights if weight is not None]
-
-
-def _copy_state(layer, other):
-    """Gives a layer what another one would save: weights, statistics, vocabularies."""
-    store = {}
-    layer.save_own_variables(store)
-    other.load_own_variables({name: numpy(value) for name, value in store.items()})
-    if hasattr(layer, "save_assets"):
-        with tempfile.TemporaryDirectory() as folder:
-            layer.save_assets(folder)
-            other.load_assets(folder)
-
-
-def numpy(value):
-    """A copy, which no training step can take back."""
-    return np.array(keras.ops.convert_to_numpy(value))

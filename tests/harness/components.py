@@ -30,14 +30,6 @@ KINDS = {
     keras.metrics.Metric: ("metric", "check_metric"),
     keras.losses.Loss: ("loss", "check_loss"),
 }
-# Components whose contract a backend does not run by default -> (backend, why).
-EXCUSED = {
-    "resnet8_flipout_digits": (
-        "jax",
-        "compiling its steps takes half a minute; its layers and the residual network "
-        "around plain ones and BatchEnsemble have their contract there",
-    ),
-}
 
 
 def public(index):
@@ -97,14 +89,11 @@ def check_everything(where, files):
         if kind_of(thing)[1] is not None
     }
     tested |= {name: mirrored(info(name).entry_point) for name in list_models()}
-    backend = keras.backend.backend()
     with Check("everything") as check:
         missing = [
             name
             for name, tests in tested.items()
-            if set(tests) <= set(files)
-            and name not in where.checked
-            and EXCUSED.get(name, (None,))[0] != backend
+            if set(tests) <= set(files) and name not in where.checked
         ]
         check.that(
             not missing, "expected a contract call of every public component", missing

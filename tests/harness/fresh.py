@@ -67,7 +67,7 @@ def record_answer(folder, signature, i, inputs, outputs, tol=1e-5):
 def record_case(
     name, model, classes, *, outputs=None, steps=None, logs=None, random=(), tol=1e-5
 ):
-    """Saves a compiled model with what the other backend must find again.
+    """Saves a compiled model with what the other backend must find again, if it is run.
 
     Args:
         name: The component's name.
@@ -81,6 +81,8 @@ def record_case(
             backend, which draws others, compares only their shapes.
         tol: The tolerance.
     """
+    if not session.get().repeats:
+        return
     folder = session.get().new("cases", name)
     with Check("save"):
         model.save(folder / "model.keras")

@@ -5,6 +5,8 @@ import json
 import pathlib
 import time
 
+import keras
+
 
 class Session:
     """A folder of cases and whether the full cross product was asked for.
@@ -20,6 +22,9 @@ class Session:
         self.counts = {"exports": 0, "cases": 0}
         self.seconds = []
         self.checked = set()
+        # The backends agree if TensorFlow, run eagerly, finds JAX's numbers again; the
+        # other way, for which JAX compiles everything, is for the full product.
+        self.repeats = full or keras.backend.backend() == "jax"
 
     def new(self, kind, name):
         """Makes the folder of one more export or case."""

@@ -53,14 +53,8 @@ def copy_means(ours, plain):
             one.bias.variables[0].assign(other.bias)
 
 
-def pytest_generate_tests(metafunc):
-    if metafunc.function is test_contract:
-        # The estimators are those of the projections, whose contract is checked too.
-        layers = LAYERS if metafunc.config.option.all else LAYERS[:1]
-        metafunc.parametrize("layer", layers)
-
-
 @pytest.mark.slow
+@pytest.mark.parametrize("layer", LAYERS)
 def test_contract(layer):
     kwargs = {
         "num_heads": 2,

@@ -248,7 +248,7 @@ def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
     [
         "resnet8_digits",
         "resnet8_batch_ensemble_digits",
-        pytest.param("resnet8_flipout_digits", marks=pytest.mark.tensorflow),
+        "resnet8_flipout_digits",
     ],
 )
 def test_contract(name):
