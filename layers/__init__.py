@@ -10,6 +10,7 @@ from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
 from .batch_ensemble.members import AverageMembers, TileMembers
 from .mean_and_variance import MeanAndVariance
+from .temperature_scaling import TemperatureScaling
 from .variational.attention import (
     MultiHeadAttentionFlipout,
     MultiHeadAttentionLocalReparameterization,

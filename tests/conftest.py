@@ -21,6 +21,7 @@ LEAVES = (
     "check_loss",
     "check_metric",
     "check_model",
+    "record_answer",
     "record_export",
     "record_case",
 )

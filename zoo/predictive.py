@@ -3,12 +3,13 @@
 import keras
 from keras import ops
 
-from ..layers import AverageMembers, MeanAndVariance
+from ..layers import AverageMembers, MeanAndVariance, TemperatureScaling
 from ..layers.ops.batch_ensemble import split_members
 from ..layers.ops.uncertainty import (
     at_least_float32,
+    ensemble_log_probs,
+    entropy,
     mutual_information,
-    predictive_entropy,
 )
 from ..layers.variational.base import VariationalLayer
 from ..layers.variational.mode import at_posterior_mean, at_posterior_samples
@@ -16,7 +17,7 @@ from ..layers.variational.mode import at_posterior_mean, at_posterior_samples
 
 def ensemble_size(model):
     """Returns M, the number of members that a classifier averages, or 1."""
-    return _split_off_average(model)[0]
+    return _split_off_average(split_off_temperature(model)[0])[0]
 
 
 def classification(model):
@@ -30,13 +31,18 @@ def classification(model):
     - `predictive_entropy`: H[p], `[B]`;
     - `mutual_information`: H[p] - (1/M) sum_m H[p_m], `[B]`.
 
+    A model that ends in `kzoo.layers.TemperatureScaling` is calibrated as a whole, its
+    members are not: `probabilities` is then p^(1/T), normalised, and
+    `predictive_entropy` the entropy of that; `member_probabilities` and
+    `mutual_information` are of the members as they are, whatever T.
+
     Layers with distributions over their weights compute with the means of them; see
     `sampled_classification` for draws.
 
     Args:
-        model: A `keras.Model` that ends in logits `[B, C]`. If its last layer is
-            `kzoo.layers.AverageMembers`, its members are read in front of that;
-            any other model counts as one member.
+        model: A `keras.Model` that ends in logits `[B, C]`. If its last layer, or the
+            last before the temperature, is `kzoo.layers.AverageMembers`, its members
+            are read in front of that; any other model counts as one member.
 
     Returns:
         `(M, predict)`: the number of members, and a function from a batch of inputs
@@ -57,17 +63,17 @@ def classification(model):
     >>> members, tuple(outputs["member_probabilities"].shape)
     (4, (2, 4, 10))
     """
-    _check_logits(model)
-    members, logits = _split_off_average(model)
-    before = model
+    before, temperature = split_off_temperature(model)
+    _check_logits(before)
+    members, logits = _split_off_average(before)
     if members > 1:
-        inputs = model.inputs if len(model.inputs) > 1 else model.inputs[0]
-        before = keras.Model(inputs, logits)
+        before = ending_in(logits, before)
 
     def predict(inputs):
         rows = at_posterior_mean(before, inputs, training=False)
         rows = split_members(rows, members)
-        return _of_members(ops.moveaxis(rows, 0, 1))  # [M, B, C] -> [B, M, C]
+        # [M, B, C] -> [B, M, C]
+        return _of_members(ops.moveaxis(rows, 0, 1), temperature)
 
     return members, predict
 
@@ -104,13 +110,15 @@ def sampled_classification(model):
     >>> tuple(outputs["member_probabilities"].shape)
     (2, 16, 3)
     """
-    _check_logits(model)
+    before, temperature = split_off_temperature(model)
+    _check_logits(before)
 
     def predict(inputs, samples, seed):
         def logits(inputs):
-            return model(inputs, training=False)
+            return before(inputs, training=False)
 
-        return _of_members(at_posterior_samples(logits, inputs, samples, seed))
+        members = at_posterior_samples(logits, inputs, samples, seed)
+        return _of_members(members, temperature)
 
     return predict
 
@@ -231,14 +239,17 @@ def _check_regressor(model):
         )
 
 
-def _of_members(logits):
+def _of_members(logits, temperature):
     """The dict of `classification`, from the members' logits `[B, M, C]`."""
-    probs = ops.softmax(at_least_float32(logits), axis=-1)
+    members = ops.softmax(at_least_float32(logits), axis=-1)
+    probs = ops.mean(members, axis=1)
+    if temperature is not None:
+        probs = ops.softmax(temperature(ensemble_log_probs(logits)), axis=-1)
     return {
-        "probabilities": ops.mean(probs, axis=1),
-        "member_probabilities": probs,
-        "predictive_entropy": predictive_entropy(probs),
-        "mutual_information": mutual_information(probs),
+        "probabilities": probs,
+        "member_probabilities": members,
+        "predictive_entropy": entropy(probs),
+        "mutual_information": mutual_information(members),
     }
 
 
@@ -259,6 +270,34 @@ def _check_logits(model):
             "The model must end in logits, not in probabilities. Received: a model "
             f"whose last layer, {last.name!r}, gives the {function!r} of them"
         )
+
+
+def split_off_temperature(model):
+    """Returns a model as it is before its temperature, and that layer or None.
+
+    Args:
+        model: A `keras.Model`. If its last layer is
+            `kzoo.layers.TemperatureScaling`, the model that is returned has all layers
+            but that one; else it is the model itself.
+    """
+    for output in getattr(model, "outputs", ()):
+        layer, node, _ = output._keras_history
+        if isinstance(layer, TemperatureScaling):
+            (tensor,) = layer._inbound_nodes[node].input_tensors
+            return ending_in(tensor, model), layer
+    return model, None
+
+
+def ending_in(tensor, model):
+    """Returns a model with another one's inputs, layers and name, and one output.
+
+    Args:
+        tensor: The output: a symbolic tensor made of the other model's.
+        model: A Sequential or functional `keras.Model`.
+    """
+    is_sequential = isinstance(model, keras.Sequential)
+    inputs = model.inputs[0] if is_sequential else model.input
+    return keras.Model(inputs, tensor, name=model.name)
 
 
 def _split_off_average(model):

@@ -27,7 +27,8 @@ def evaluate(
 
     Args:
         model: A `keras.Model`; of an ensemble that ends in `AverageMembers` the
-            mean of the members' probabilities is measured. Or a SavedModel that
+            mean of the members' probabilities is measured, at its temperature if it
+            has a `kzoo.layers.TemperatureScaling` behind it. Or a SavedModel that
             `kzoo.zoo.export` has written, as a `kzoo.zoo.serving.servable.Servable`.
         dataset: Name of a data set, as `kzoo.zoo.load` takes it.
         split: Which examples.
@@ -73,7 +74,7 @@ def evaluate(
             _check_outputs(outputs, data)
             _check_logits(model, x[:8])
         for name, metric in metrics.items():
-            of_members = name != "accuracy"
+            of_members = name == "mutual_information"
             metric.update_state(
                 y, outputs["member_probabilities" if of_members else "probabilities"]
             )

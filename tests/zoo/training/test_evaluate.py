@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
-from kzoo.zoo import evaluate, export, load
+from kzoo.zoo import evaluate, export, fit_temperature, load
 from kzoo.zoo.metrics import ExpectedCalibrationError
 from kzoo.zoo.serving.servable import Servable
 
@@ -91,6 +91,20 @@ def test_bins_and_split_are_the_callers(data_dir):
             evaluate(model, split="validation", data_dir=data_dir, **{name: 0})
     with pytest.raises(ValueError, match="dev"):
         evaluate(model, split="dev", data_dir=data_dir)
+
+
+def test_evaluate_measures_what_is_calibrated(data_dir):
+    model = ensemble()
+    examples, _ = load("digits", "validation", data_dir=data_dir)
+    calibrated = fit_temperature(model, examples.batch(90))
+    before, after = (
+        evaluate(m, split="validation", data_dir=data_dir) for m in (model, calibrated)
+    )
+    assert after["accuracy"] == before["accuracy"]
+    for name in ("nll", "brier", "ece"):
+        assert after[name] < before[name]
+    assert after["nll"] < np.log(10) + 1e-3  # No worse than knowing nothing.
+    assert after["predictive_entropy"] > before["predictive_entropy"]
 
 
 def test_leaves_a_compiled_model_as_it_is(data_dir):
