@@ -66,3 +66,21 @@ def rate(name, value):
         f"expected `{name}` to be a number of at least 0 and below 1. "
         f"Received: {name}={value!r}"
     )
+
+
+def share(name, value):
+    """Returns an argument that must be a part of 1 or all of it, as a float.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given for it.
+
+    Raises:
+        ValueError: If it is no number above 0 and at most 1.
+    """
+    if is_number(value) and 0 < value <= 1:
+        return float(value)
+    raise ValueError(
+        f"expected `{name}` to be a number above 0 and at most 1. "
+        f"Received: {name}={value!r}"
+    )

@@ -5,7 +5,12 @@ import numpy as np
 from keras import ops
 
 from ...layers.ops.arguments import integer
-from .inputs import example_weights, label_probabilities, member_probabilities
+from .inputs import (
+    cell_sums,
+    example_weights,
+    label_probabilities,
+    member_probabilities,
+)
 
 # Cells of the fine histogram behind equal-mass bins: equal widths in the logit of
 # the confidence, which resolves confidences of 1 - 1e-7 as well as those near 1/2.
@@ -113,8 +118,8 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         unknown = ops.cast(ops.sum(0.0 * labels, axis=-1), confidence.dtype)
         # With weight 0 an example is absent, also one whose gap is NaN.
         gap = ops.where(ops.equal(weight, 0), 0.0, right - confidence + unknown)
-        self.weight.assign_add(self._sums(weight, cell))
-        self.gap.assign_add(self._sums(weight * gap, cell))
+        self.weight.assign_add(cell_sums(weight, cell, self.weight))
+        self.gap.assign_add(cell_sums(weight * gap, cell, self.gap))
 
     def _cell(self, confidence):
         """Returns the bin, or fine cell, that each confidence lies in."""
@@ -131,14 +136,6 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         edges = ops.convert_to_tensor(edges, dtype=confidence.dtype)
         above = ops.expand_dims(confidence, -1) > edges
         return ops.sum(ops.cast(above, "int32"), axis=-1)
-
-    def _sums(self, values, cell):
-        cells = self.weight.shape[0]
-        # An added row of zero lets a batch be empty, which segment_sum may not be.
-        values = ops.concatenate([values, ops.zeros((1,), values.dtype)])
-        cell = ops.concatenate([cell, ops.zeros((1,), cell.dtype)])
-        sums = ops.segment_sum(values, cell, num_segments=cells)
-        return ops.cast(sums, self.weight.dtype)
 
     def result(self):
         """Returns the expected calibration error, 0 before any example."""

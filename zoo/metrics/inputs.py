@@ -85,3 +85,21 @@ def example_weights(sample_weight, like):
     if len(sample_weight.shape) == 2:
         sample_weight = ops.squeeze(sample_weight, -1)
     return ops.broadcast_to(sample_weight, ops.shape(like))
+
+
+def cell_sums(values, cell, like):
+    """Returns the sum of the values in every cell.
+
+    Args:
+        values: Tensor `[B]`.
+        cell: Integers `[B]`.
+        like: What the sums are added to, one for each cell; they take its dtype.
+
+    Returns:
+        Tensor like `like`.
+    """
+    # An added row of zero lets a batch be empty, which segment_sum may not be.
+    values = ops.concatenate([values, ops.zeros((1,), values.dtype)])
+    cell = ops.concatenate([cell, ops.zeros((1,), cell.dtype)])
+    sums = ops.segment_sum(values, cell, num_segments=like.shape[0])
+    return ops.cast(sums, like.dtype)

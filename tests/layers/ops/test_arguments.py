@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from kzoo.layers.ops.arguments import integer, is_integer, positive, rate
+from kzoo.layers.ops.arguments import integer, is_integer, positive, rate, share
 
 
 @pytest.mark.parametrize("value", (1, 7, np.int64(7), np.uint8(7)))
@@ -34,6 +34,14 @@ def test_rates():
     for value in (1, -0.1, True, "0.5", None, float("nan")):
         with pytest.raises(ValueError, match="expected `p` to be .*Received: p="):
             rate("p", value)
+
+
+def test_shares():
+    for value in (1, 0.5, np.float32(0.25)):
+        assert share("p", value) == value and type(share("p", value)) is float
+    for value in (0, 1.1, True, "0.5", None, float("nan")):
+        with pytest.raises(ValueError, match="expected `p` to be .*Received: p="):
+            share("p", value)
 
 
 def test_positive_numbers():
