@@ -5,7 +5,9 @@ from .._backend import require_supported
 require_supported()
 
 # ruff: noqa: E402, F401
+from .batch_ensemble.conv1d import Conv1DBatchEnsemble
 from .batch_ensemble.conv2d import Conv2DBatchEnsemble
+from .batch_ensemble.conv3d import Conv3DBatchEnsemble
 from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
 from .batch_ensemble.members import AverageMembers, TileMembers

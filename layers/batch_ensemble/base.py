@@ -1,4 +1,4 @@
-"""What every BatchEnsemble layer around a plain Keras layer has in common."""
+"""What the BatchEnsemble layers around a plain Keras layer have in common."""
 
 import keras
 from keras import ops
@@ -9,36 +9,89 @@ from ..ops.random import own_initializer
 
 
 class BatchEnsembleLayer(keras.layers.Layer):
-    """M members' fast weights and biases around one shared Keras layer.
+    """M members' fast weights around one shared Keras layer.
 
-    A subclass makes `self.shared`, the plain linear layer without bias or
-    activation that owns the shared kernel, and says along which axis its channels
-    lie. As an ordinary sublayer it can be frozen by itself
+    A subclass makes `self.shared`, the plain layer without bias or activation that
+    owns the shared kernel, by `_share`, and the fast weights by `_add_fast_weights`
+    when it is built. As an ordinary sublayer the shared one can be frozen by itself
     (`layer.shared.trainable = False`), take LoRA, or be quantized.
     """
 
-    channel_axis = -1
+    def __init__(
+        self, rank, ensemble_size, alpha_initializer, gamma_initializer, **kwargs
+    ):
+        super().__init__(**kwargs)
+        self.rank = integer("rank", rank)
+        self.ensemble_size = integer("ensemble_size", ensemble_size)
+        self.alpha_initializer = own_initializer(alpha_initializer)
+        self.gamma_initializer = own_initializer(gamma_initializer)
+
+    def _share(self, plain, arguments, **fixed):
+        """Makes the shared layer, of the class `plain`.
+
+        The config takes the values of `arguments` from it, but not of `fixed`.
+        """
+        self.shared = plain(
+            **arguments, **fixed, dtype=self.dtype_policy, name="shared"
+        )
+        self._of_shared = tuple(arguments)
+
+    def _add_fast_weights(self, sizes_in, sizes_out):
+        """Makes r and s, of these sizes for each member."""
+        lead = (self.rank,) if self.rank > 1 else ()
+        lead += (self.ensemble_size,)
+        self.alpha = self.add_weight(
+            name="alpha",
+            shape=(*lead, *sizes_in),
+            initializer=self.alpha_initializer,
+        )
+        self.gamma = self.add_weight(
+            name="gamma",
+            shape=(*lead, *sizes_out),
+            initializer=self.gamma_initializer,
+        )
+
+    def _fast_weights(self):
+        """r and s: what every call reads them by."""
+        return self.alpha, self.gamma
+
+    def compute_output_shape(self, input_shape):
+        """Returns the shared layer's output shape."""
+        check_rows(input_shape[0], self.ensemble_size)
+        return self.shared.compute_output_shape(input_shape)
+
+    def get_config(self):
+        """Returns the constructor's arguments that these layers have in common."""
+        shared = self.shared.get_config()
+        return {
+            **super().get_config(),
+            **{name: shared[name] for name in self._of_shared},
+            "rank": self.rank,
+            "ensemble_size": self.ensemble_size,
+            "alpha_initializer": keras.initializers.serialize(self.alpha_initializer),
+            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
+            "activity_regularizer": keras.regularizers.serialize(
+                self.activity_regularizer
+            ),
+        }
+
+
+class LinearBatchEnsemble(BatchEnsembleLayer):
+    """y = φ(((x ∘ r) W) ∘ s + b) for a shared layer that is linear, x W.
+
+    A subclass says along which axes r, s and b lie: see `_axes`.
+    """
 
     def __init__(
         self,
-        rank,
-        ensemble_size,
         activation,
-        use_bias,
-        alpha_initializer,
-        gamma_initializer,
         bias_initializer,
         bias_regularizer,
         bias_constraint,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.rank = integer("rank", rank)
-        self.ensemble_size = integer("ensemble_size", ensemble_size)
         self.activation = keras.activations.get(activation)
-        self.use_bias = use_bias
-        self.alpha_initializer = own_initializer(alpha_initializer)
-        self.gamma_initializer = own_initializer(gamma_initializer)
         self.bias_initializer = own_initializer(bias_initializer)
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.bias_constraint = keras.constraints.get(bias_constraint)
@@ -48,27 +101,26 @@ class BatchEnsembleLayer(keras.layers.Layer):
         """The kernel W that all members share."""
         return self.shared.kernel
 
+    def _axes(self, input_shape):
+        """Three dicts of axes and the sizes of r, s and b there; or None for no b.
+
+        The axes are those of the input for r, of the output for s and b.
+        """
+        raise NotImplementedError
+
     def build(self, input_shape):
         """Creates the shared kernel, the fast weights and the members' biases."""
         self.shared.build(input_shape)
         self.input_spec = self.shared.input_spec
-        members = (self.ensemble_size,)
-        lead = members if self.rank == 1 else (self.rank, *members)
-        output_shape = self.shared.compute_output_shape(input_shape)
-        out = output_shape[self.channel_axis]
-        self.alpha = self.add_weight(
-            name="alpha",
-            shape=(*lead, input_shape[self.channel_axis]),
-            initializer=self.alpha_initializer,
-        )
-        self.gamma = self.add_weight(
-            name="gamma", shape=(*lead, out), initializer=self.gamma_initializer
-        )
-        self.bias = None
-        if self.use_bias:
+        r, s, b = self._axes(input_shape)
+        self._axes_of_r, self._axes_of_s = tuple(r), tuple(s)
+        self._add_fast_weights(r.values(), s.values())
+        self.bias = self._axes_of_b = None
+        if b is not None:
+            self._axes_of_b = tuple(b)
             self.bias = self.add_weight(
                 name="bias",
-                shape=(*members, out),
+                shape=(self.ensemble_size, *b.values()),
                 initializer=self.bias_initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
@@ -80,33 +132,46 @@ class BatchEnsembleLayer(keras.layers.Layer):
         if not keras.backend.is_float_dtype(inputs.dtype):
             inputs = ops.cast(inputs, self.compute_dtype)
         outputs = batch_ensemble(
-            self.shared, inputs, self.alpha, self.gamma, self.bias, self.channel_axis
+            self.shared,
+            inputs,
+            *self._fast_weights(),
+            self.bias,
+            axis=self._axes_of_r,
+            out_axis=self._axes_of_s,
+            bias_axis=self._axes_of_b,
         )
         return self.activation(outputs)
 
-    def compute_output_shape(self, input_shape):
-        """Returns the shared layer's output shape."""
-        check_rows(input_shape[0], self.ensemble_size)
-        return self.shared.compute_output_shape(input_shape)
-
     def get_config(self):
-        """Returns the constructor's arguments but the shared layer's own."""
+        """Returns the constructor's arguments that these layers have in common."""
         regularizers = keras.regularizers
         return {
             **super().get_config(),
-            "rank": self.rank,
-            "ensemble_size": self.ensemble_size,
             "activation": keras.activations.serialize(self.activation),
-            "use_bias": self.use_bias,
-            "alpha_initializer": keras.initializers.serialize(self.alpha_initializer),
-            "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
             "bias_initializer": keras.initializers.serialize(self.bias_initializer),
             "bias_regularizer": regularizers.serialize(self.bias_regularizer),
-            "activity_regularizer": regularizers.serialize(self.activity_regularizer),
             "bias_constraint": keras.constraints.serialize(self.bias_constraint),
         }
 
-    def _shared_config(self, *names):
-        """Returns these arguments as the shared layer's config has them."""
-        config = self.shared.get_config()
-        return {name: config[name] for name in names}
+
+class ChannelBatchEnsemble(LinearBatchEnsemble):
+    """A layer whose fast weights and biases lie along one axis, the channels'."""
+
+    def __init__(self, use_bias, **kwargs):
+        super().__init__(**kwargs)
+        self.use_bias = use_bias
+
+    @property
+    def channel_axis(self):
+        """The axis of the channels, in input and output."""
+        first = getattr(self.shared, "data_format", None) == "channels_first"
+        return 1 if first else -1
+
+    def _axes(self, input_shape):
+        axis = self.channel_axis
+        out = {axis: self.shared.compute_output_shape(input_shape)[axis]}
+        return {axis: input_shape[axis]}, out, out if self.use_bias else None
+
+    def get_config(self):
+        """Returns the constructor's arguments that these layers have in common."""
+        return {**super().get_config(), "use_bias": self.use_bias}

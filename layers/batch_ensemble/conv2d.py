@@ -2,12 +2,11 @@
 
 import keras
 
-from ..ops.arguments import integer
-from .base import BatchEnsembleLayer
+from .conv import ConvBatchEnsemble
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class Conv2DBatchEnsemble(BatchEnsembleLayer):
+class Conv2DBatchEnsemble(ConvBatchEnsemble):
     """M two-dimensional convolutions that share one kernel.
 
     Member m's kernel is the shared W with its input channels scaled by the member's
@@ -97,75 +96,4 @@ class Conv2DBatchEnsemble(BatchEnsembleLayer):
     41
     """
 
-    def __init__(
-        self,
-        filters,
-        kernel_size,
-        rank=1,
-        ensemble_size=4,
-        alpha_initializer="ones",
-        gamma_initializer="ones",
-        strides=(1, 1),
-        padding="valid",
-        data_format=None,
-        activation=None,
-        use_bias=True,
-        kernel_initializer="glorot_uniform",
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        dilation_rate=(1, 1),
-        groups=1,
-        **kwargs,
-    ):
-        super().__init__(
-            rank=rank,
-            ensemble_size=ensemble_size,
-            activation=activation,
-            use_bias=use_bias,
-            alpha_initializer=alpha_initializer,
-            gamma_initializer=gamma_initializer,
-            bias_initializer=bias_initializer,
-            bias_regularizer=bias_regularizer,
-            bias_constraint=bias_constraint,
-            activity_regularizer=activity_regularizer,
-            **kwargs,
-        )
-        self.filters = integer("filters", filters)
-        self.shared = keras.layers.Conv2D(
-            self.filters,
-            kernel_size,
-            strides=strides,
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            use_bias=False,
-            kernel_initializer=kernel_initializer,
-            kernel_regularizer=kernel_regularizer,
-            kernel_constraint=kernel_constraint,
-            dtype=self.dtype_policy,
-            name="shared",
-        )
-        self.channel_axis = 1 if self.shared.data_format == "channels_first" else -1
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            **self._shared_config(
-                "filters",
-                "kernel_size",
-                "strides",
-                "padding",
-                "data_format",
-                "dilation_rate",
-                "groups",
-                "kernel_initializer",
-                "kernel_regularizer",
-                "kernel_constraint",
-            ),
-        }
+    plain = keras.layers.Conv2D

@@ -3,11 +3,11 @@
 import keras
 
 from ..ops.arguments import integer
-from .base import BatchEnsembleLayer
+from .base import ChannelBatchEnsemble
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class DenseBatchEnsemble(BatchEnsembleLayer):
+class DenseBatchEnsemble(ChannelBatchEnsemble):
     """M dense layers that share one kernel.
 
     Member m's kernel is W ∘ (r_m s_mᵀ): the shared W with its rows scaled by the
@@ -116,25 +116,14 @@ class DenseBatchEnsemble(BatchEnsembleLayer):
             **kwargs,
         )
         self.units = integer("units", units)
-        self.shared = keras.layers.Dense(
-            self.units,
+        self._share(
+            keras.layers.Dense,
+            {
+                "units": self.units,
+                "kernel_initializer": kernel_initializer,
+                "kernel_regularizer": kernel_regularizer,
+                "kernel_constraint": kernel_constraint,
+            },
             use_bias=False,
-            kernel_initializer=kernel_initializer,
-            kernel_regularizer=kernel_regularizer,
-            kernel_constraint=kernel_constraint,
-            dtype=self.dtype_policy,
-            name="shared",
         )
         self.supports_masking = True
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        return {
-            **super().get_config(),
-            **self._shared_config(
-                "units",
-                "kernel_initializer",
-                "kernel_regularizer",
-                "kernel_constraint",
-            ),
-        }

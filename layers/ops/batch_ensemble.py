@@ -5,12 +5,15 @@ to member 1, and so on (the order `tile` gives).
 """
 
 import math
+import operator
 
 import keras
 from keras import ops
 
 
-def batch_ensemble(linear, x, alpha, gamma, bias=None, axis=-1):
+def batch_ensemble(
+    linear, x, alpha, gamma, bias=None, axis=-1, out_axis=None, bias_axis=None
+):
     """Applies each member's own linear map to its own rows, in one call.
 
     Member m has the kernel W ∘ (r_m s_mᵀ), r_m scaling the input's channels and s_m
@@ -28,7 +31,10 @@ def batch_ensemble(linear, x, alpha, gamma, bias=None, axis=-1):
         alpha: r, `[M, in]`, or `[K, M, in]` for rank K.
         gamma: s, `[M, out]`, or `[K, M, out]`.
         bias: b, `[M, out]`, or None.
-        axis: Axis of the channels, in x and in the linear map's output.
+        axis: Axis of x that r scales, not the first; or a tuple of axes, in rising
+            order: r is then `[M, *sizes]`, each size the axis's or 1.
+        out_axis: Likewise of the linear map's output, for s. Defaults to `axis`.
+        bias_axis: Likewise for b. Defaults to `out_axis`.
 
     Returns:
         Member-major tensor, shaped as `linear(x)`.
@@ -36,21 +42,44 @@ def batch_ensemble(linear, x, alpha, gamma, bias=None, axis=-1):
     Raises:
         ValueError: If M does not divide the number of rows (see `split_members`).
     """
-    *rank, members, _ = alpha.shape
-    axis = axis % len(x.shape) - len(x.shape)  # From the end: axes may come before.
+    out_axis = axis if out_axis is None else out_axis
+    bias_axis = out_axis if bias_axis is None else bias_axis
+    *rank, members = _lead(alpha, axis)
     x = _check_members(x, members)
-    rows, *inner = ops.shape(x)
-    flat = _flatten(x, [], axis)
     # With rank K, K scaled copies of the batch lie one behind the other: [K * M * B].
-    scaled = flat * _repeat(alpha, flat, axis)
+    scaled = _combine(operator.mul, x, (alpha,), axis)
+    rows, *inner = ops.shape(x)
     y = linear(ops.reshape(scaled, (math.prod(rank) * rows, *inner)))
-    flat = _flatten(y, rank, axis)
-    out = flat * _repeat(gamma, flat, axis)
+    y = ops.reshape(y, (*rank, rows, *ops.shape(y)[1:]))
+    out = _combine(operator.mul, y, (gamma,), out_axis, lead=len(rank))
     if rank:
         out = ops.sum(out, axis=0)
     if bias is not None:
-        out = out + _repeat(bias, out, axis)
-    return ops.reshape(out, (rows, *ops.shape(y)[1:]))
+        out = _combine(operator.add, out, (bias,), bias_axis)
+    return out
+
+
+def per_member(function, x, *weights, axis=-1):
+    """Applies an elementwise function, each row with its own member's weights.
+
+    Args:
+        function: Elementwise function of a tensor and of the weights.
+        x: Member-major tensor `[M * B, ...]`.
+        *weights: Tensors `[M, size]`, or None in the place of one.
+        axis: Axis of x that the weights have, not the first; or a tuple of axes, in
+            rising order: the weights are then `[M, *sizes]`, each size the axis's or 1.
+
+    Returns:
+        Member-major tensor, shaped as x.
+
+    Raises:
+        ValueError: If M does not divide the number of rows (see `split_members`).
+    """
+    given = [weight for weight in weights if weight is not None]
+    if not given:
+        return function(x, *weights)
+    x = _check_members(x, *_lead(given[0], axis))
+    return _combine(function, x, weights, axis)
 
 
 def split_members(x, ensemble_size):
@@ -107,16 +136,41 @@ def _check_members(x, ensemble_size):
     return ops.reshape(ops.reshape(x, (ensemble_size, -1, *rest)), (rows, *rest))
 
 
-# The products run over [..., M * positions, channels, ...], with each member's weights
-# repeated for its positions: XLA's CPU sums the gradients of r, s and b, which are sums
-# over positions, far faster than those of a product that broadcasts over an axis.
+def _lead(weights, axis):
+    """The first sizes of weights, before those of the axes: M, or K and M."""
+    axes = 1 if isinstance(axis, int) else len(axis)
+    return weights.shape[: len(weights.shape) - axes]
 
 
-def _flatten(x, lead, axis):
-    return ops.reshape(x, (*lead, -1, *ops.shape(x)[axis:]))
+# What is elementwise runs over [..., M * positions, channels, ...], with each member's
+# weights repeated for its positions: XLA's CPU sums the gradients of r, s and b, which
+# are sums over positions, far faster than those of a product that broadcasts over an
+# axis.
 
 
-def _repeat(weights, like, axis):
-    positions = ops.shape(like)[axis - 1] // weights.shape[-2]
-    weights = ops.repeat(weights, positions, axis=-2)
-    return ops.reshape(weights, (*ops.shape(weights), *[1] * (-axis - 1)))
+def _combine(function, x, weights, axis, lead=0):
+    """function(x, *weights) for x `[..., M * B, ...]` with `lead` axes before the rows.
+
+    The weights are `[..., M, *sizes]`; what stands before M comes first in the result.
+    """
+    ndim = len(x.shape) - lead
+    axes = (axis,) if isinstance(axis, int) else axis
+    axes = [i % ndim - ndim for i in axes]  # From the end: axes may come before.
+    first = min(axes, default=0)
+    before, rest = ops.shape(x)[:lead], ops.shape(x)[lead:]
+    inner = rest[ndim + first :]
+    flat = ops.reshape(x, (*before, -1, *inner))
+
+    def at_positions(weight):
+        if weight is None:
+            return None
+        *before, members = _lead(weight, axis)
+        sizes = dict(zip(axes, ops.shape(weight)[len(before) + 1 :], strict=True))
+        positions = ops.shape(flat)[lead]
+        repeated = ops.repeat(weight, positions // members, axis=len(before))
+        broadcast = [sizes.get(i, 1) for i in range(first, 0)]
+        return ops.reshape(repeated, (*before, positions, *broadcast))
+
+    out = function(flat, *map(at_positions, weights))
+    after = len(out.shape) - 1 - len(inner)
+    return ops.reshape(out, (*ops.shape(out)[:after], *rest))

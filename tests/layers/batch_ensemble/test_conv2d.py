@@ -14,7 +14,7 @@ FAST = ("alpha", "gamma", "bias")
 rng = np.random.default_rng(0)
 
 # edward2 0.1, edward2/tensorflow/layers/convolutional.py; there the last two are
-# keyword arguments of the Keras layer.
+# keyword arguments of the Keras layer, and what is 1 here is (1, 1), which is the same.
 EDWARD2 = {
     "filters": inspect.Parameter.empty,
     "kernel_size": inspect.Parameter.empty,
@@ -22,7 +22,7 @@ EDWARD2 = {
     "ensemble_size": 4,
     "alpha_initializer": "ones",
     "gamma_initializer": "ones",
-    "strides": (1, 1),
+    "strides": 1,
     "padding": "valid",
     "data_format": None,
     "activation": None,
@@ -34,7 +34,7 @@ EDWARD2 = {
     "activity_regularizer": None,
     "kernel_constraint": None,
     "bias_constraint": None,
-    "dilation_rate": (1, 1),
+    "dilation_rate": 1,
     "groups": 1,
 }
 GEOMETRIES = (
@@ -161,6 +161,8 @@ def test_arguments_are_edward2s():
     found = {name: parameter.default for name, parameter in parameters.items()}
     assert found.pop("kwargs") is inspect.Parameter.empty
     assert list(found.items()) == list(EDWARD2.items())
+    config = Conv2DBatchEnsemble(8, 3).get_config()
+    assert config["strides"] == config["dilation_rate"] == (1, 1)
 
 
 @pytest.mark.parametrize("rank", (1, 2))
