@@ -7,10 +7,13 @@ require_supported()
 # ruff: noqa: E402, F401
 from .batch_ensemble.conv1d import Conv1DBatchEnsemble
 from .batch_ensemble.conv2d import Conv2DBatchEnsemble
+from .batch_ensemble.conv2d_transpose import Conv2DTransposeBatchEnsemble
 from .batch_ensemble.conv3d import Conv3DBatchEnsemble
 from .batch_ensemble.dense import DenseBatchEnsemble
+from .batch_ensemble.depthwise_conv2d import DepthwiseConv2DBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
 from .batch_ensemble.members import AverageMembers, TileMembers
+from .batch_ensemble.separable_conv2d import SeparableConv2DBatchEnsemble
 from .mean_and_variance import MeanAndVariance
 from .temperature_scaling import TemperatureScaling
 from .variational.attention import (

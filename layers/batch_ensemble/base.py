@@ -58,7 +58,7 @@ class BatchEnsembleLayer(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         """Returns the shared layer's output shape."""
         check_rows(input_shape[0], self.ensemble_size)
-        return self.shared.compute_output_shape(input_shape)
+        return tuple(self.shared.compute_output_shape(input_shape))
 
     def get_config(self):
         """Returns the constructor's arguments that these layers have in common."""
