@@ -110,9 +110,9 @@ class LinearBatchEnsemble(BatchEnsembleLayer):
 
     def build(self, input_shape):
         """Creates the shared kernel, the fast weights and the members' biases."""
+        r, s, b = self._axes(input_shape)
         self.shared.build(input_shape)
         self.input_spec = self.shared.input_spec
-        r, s, b = self._axes(input_shape)
         self._axes_of_r, self._axes_of_s = tuple(r), tuple(s)
         self._add_fast_weights(r.values(), s.values())
         self.bias = self._axes_of_b = None

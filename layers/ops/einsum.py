@@ -78,3 +78,35 @@ def einsum_shapes(equation, input_shape, output_shape):
         tuple(sizes[x] for x in kernel),
         tuple(sizes[x] for x in outputs),
     )
+
+
+def bias_shape(equation, output_shape, axes):
+    """Finds the shape of a bias that lies along some of an output's axes.
+
+    Args:
+        equation: `input,kernel->output`, without dots, as `einsum_shapes` gives it.
+        output_shape: The whole output's shape, as it gives that.
+        axes: Letters of the output's axes.
+
+    Returns:
+        The sizes of the output's axes from the bias's first one on, and 1 for those
+        that the bias has not.
+
+    Raises:
+        ValueError: If a letter is none of the output's, or the size there is unknown.
+
+    Example:
+
+    >>> from kzoo.layers.ops.einsum import bias_shape
+    >>> bias_shape("abc,cde->abde", (None, 7, 2, 3), "d")
+    (2, 1)
+    """
+    letters = equation.split("->")[1]
+    sizes = dict(zip(letters, output_shape, strict=True))
+    if any(sizes.get(axis) is None for axis in axes):
+        raise ValueError(
+            "expected `bias_axes` to be axes of the output of known size. "
+            f"Received: bias_axes={axes!r}, equation={equation!r}"
+        )
+    first = min(map(letters.index, axes))
+    return tuple(sizes[x] if x in axes else 1 for x in letters[first:])

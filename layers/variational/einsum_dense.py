@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from ..ops.einsum import einsum_shapes
+from ..ops.einsum import bias_shape, einsum_shapes
 from .base import VariationalLayer
 from .estimators import Flipout, LocalReparameterization, Reparameterization
 
@@ -47,18 +47,7 @@ class EinsumDenseVariational(VariationalLayer):
         equation, kernel, output = self._shapes(input_shape)
         if not self.bias_axes:
             return kernel, None
-        letters = equation.split("->")[1]
-        sizes = dict(zip(letters, output, strict=True))
-        unknown = [x for x in self.bias_axes if sizes.get(x) is None]
-        if unknown:
-            raise ValueError(
-                "expected `bias_axes` to be axes of the output of known size. "
-                f"Received: bias_axes={self.bias_axes!r}, equation={self.equation!r}"
-            )
-        first = min(letters.index(x) for x in self.bias_axes)
-        return kernel, tuple(
-            sizes[x] if x in self.bias_axes else 1 for x in letters[first:]
-        )
+        return kernel, bias_shape(equation, output, self.bias_axes)
 
     def _sign_shapes(self, input_shape):
         letters, output = self._full_equation.split("->")
