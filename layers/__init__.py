@@ -12,6 +12,7 @@ from .batch_ensemble.conv3d import Conv3DBatchEnsemble
 from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.depthwise_conv2d import DepthwiseConv2DBatchEnsemble
 from .batch_ensemble.einsum_dense import EinsumDenseBatchEnsemble
+from .batch_ensemble.embedding import EmbeddingBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
 from .batch_ensemble.members import AverageMembers, TileMembers
 from .batch_ensemble.separable_conv2d import SeparableConv2DBatchEnsemble

@@ -17,6 +17,8 @@ class BatchEnsembleLayer(keras.layers.Layer):
     (`layer.shared.trainable = False`), take LoRA, or be quantized.
     """
 
+    bias = None
+
     def __init__(
         self, rank, ensemble_size, alpha_initializer, gamma_initializer, **kwargs
     ):
@@ -44,11 +46,13 @@ class BatchEnsembleLayer(keras.layers.Layer):
             name="alpha",
             shape=(*lead, *sizes_in),
             initializer=self.alpha_initializer,
+            autocast=self.autocast,
         )
         self.gamma = self.add_weight(
             name="gamma",
             shape=(*lead, *sizes_out),
             initializer=self.gamma_initializer,
+            autocast=self.autocast,
         )
 
     def _fast_weights(self):
@@ -115,7 +119,7 @@ class LinearBatchEnsemble(BatchEnsembleLayer):
         self.input_spec = self.shared.input_spec
         self._axes_of_r, self._axes_of_s = tuple(r), tuple(s)
         self._add_fast_weights(r.values(), s.values())
-        self.bias = self._axes_of_b = None
+        self._axes_of_b = None
         if b is not None:
             self._axes_of_b = tuple(b)
             self.bias = self.add_weight(

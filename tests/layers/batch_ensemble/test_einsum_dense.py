@@ -26,7 +26,7 @@ CASES = [
     ("...nh,nhx->...x", (4,), "x", "nh", "x", "nhx", (3, 2, 5)),
     ("abc,bcd->abd", (2, 3), "bd", "bc", "bd", "bcd", (2, 4)),  # A kernel for each b.
     ("abc,cb->ab", (2,), "b", "bc", "b", "cb", (2, 4)),
-    ("abcd,be->aedc", (3, 2, 4), "e", "b", "e", "be", (5, 4, 2)),
+    ("abcd,bdef->aecf", (4, 3, 2), "e", "bd", "ef", "bdef", (3, 3, 2)),
     ("ab...,bc->ac...", (3,), None, "b", "c", "bc", (4, 2, 2)),
     ("abc,cd->ad", (3,), "d", "c", "d", "cd", (2, 4)),  # The sum over b has no weight.
     ("abc,cd->abcd", (2, 4, 3), "c", "c", "cd", "cd", (2, 4)),
@@ -123,7 +123,7 @@ def test_the_kernels_fans_are_the_plain_layers():
 @pytest.mark.parametrize(
     "equation, output_shape, bias_axes",
     [
-        ("ab,ac->bc", (3, 3), None),  # The kernel has the batch's axis.
+        ("ab,ac->abc", (3, 3), None),  # The kernel has the batch's axis.
         ("abc,cd->bad", (6, 3), None),
         ("abc,cd->abd", (None, 3), "c"),
         ("abc,cd->abd", (3,), None),
