@@ -6,7 +6,7 @@ import numbers
 import keras
 from keras import ops
 
-from ..ops.arguments import is_integer
+from ..seeded import SeededLayer
 from .distributions import (
     MEAN_FIELD_NORMAL,
     POINT,
@@ -17,7 +17,7 @@ from .mode import MEAN, Samples, mode
 from .weight import PARTS, VariationalWeight, checked_function, serialize
 
 
-class VariationalLayer(keras.layers.Layer):
+class VariationalLayer(SeededLayer):
     """A layer that draws its kernel and its bias from posteriors at each call.
 
     A subclass says what the map is (`linear`, `_weight_shapes`, `_sign_shapes`,
@@ -44,7 +44,6 @@ class VariationalLayer(keras.layers.Layer):
         bias_prior_fn=None,
         bias_divergence_fn=kl_divergence,
         num_examples=None,
-        seed=None,
         **kwargs,
     ):
         super().__init__(**kwargs)
@@ -59,8 +58,6 @@ class VariationalLayer(keras.layers.Layer):
         )
         self.num_examples = check_num_examples(num_examples)
         self._first_divergence_weight = 1.0
-        self.seed = int(seed) if is_integer(seed) else seed
-        self.seed_generator = keras.random.SeedGenerator(self.seed)
 
     def _set_functions(self, **functions):
         for name, function in functions.items():
@@ -166,17 +163,6 @@ class VariationalLayer(keras.layers.Layer):
         """p of the bias, or None."""
         return self.bias and self.bias.prior
 
-    def save_own_variables(self, store):
-        """Saves the state of the random numbers too, which Keras does not."""
-        super().save_own_variables(store)
-        store["seed"] = self.seed_generator.state
-
-    def load_own_variables(self, store):
-        """Loads what `save_own_variables` saves."""
-        names = [name for name in store.keys() if name != "seed"]
-        super().load_own_variables({name: store[name] for name in names})
-        self.seed_generator.state.assign(store["seed"])
-
     def get_config(self):
         """Returns the constructor's arguments that all these layers take."""
         return {
@@ -187,7 +173,6 @@ class VariationalLayer(keras.layers.Layer):
             ),
             **{n: serialize(n, getattr(self, n)) for n in self._function_names()},
             "num_examples": self.num_examples,
-            "seed": self.seed,
         }
 
     @classmethod

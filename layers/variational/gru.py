@@ -2,74 +2,13 @@
 
 import keras
 
-from ..ops.recurrent import gru_step
+from ..recurrent import GRUStep
 from .estimators import Flipout, Reparameterization
-from .recurrent import RecurrentCell, RecurrentLayer
-
-
-class GRUCellVariational(RecurrentCell):
-    """A step of a gated recurrent unit, with W, U and b drawn from posteriors."""
-
-    gates = 3
-
-    def __init__(
-        self,
-        units,
-        activation="tanh",
-        *,
-        recurrent_activation="sigmoid",
-        reset_after=True,
-        **kwargs,
-    ):
-        super().__init__(units, activation, **kwargs)
-        self.recurrent_activation = keras.activations.get(recurrent_activation)
-        self.reset_after = reset_after
-
-    @property
-    def recurrent_parts(self):
-        """Outputs of U: all, or the gates z and r before the candidate."""
-        if self.reset_after:
-            return (slice(None),)
-        return slice(2 * self.units), slice(2 * self.units, None)
-
-    def _weight_shapes(self, input_shape):
-        kernel, recurrent_kernel, bias = super()._weight_shapes(input_shape)
-        return kernel, recurrent_kernel, (2, *bias) if self.reset_after else bias
-
-    def _biases(self, bias):
-        if bias is None or not self.reset_after:
-            return bias, None
-        return bias[..., 0, :], bias[..., 1, :]
-
-    def _step(self, x, held, training, h):
-        dropped = held.dropped(h, training)
-
-        def candidate(reset):
-            return held.project_state(held.dropped(reset, training), 1)
-
-        return [
-            gru_step(
-                x,
-                held.project_state(dropped),
-                h,
-                self.activation,
-                self.recurrent_activation,
-                None if self.reset_after else candidate,
-            )
-        ]
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        gates = keras.activations.serialize(self.recurrent_activation)
-        return {
-            **super().get_config(),
-            "recurrent_activation": gates,
-            "reset_after": self.reset_after,
-        }
+from .recurrent import VariationalCell, VariationalRecurrentLayer
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class GRUCellFlipout(GRUCellVariational):
+class GRUCellFlipout(GRUStep, VariationalCell):
     """The cell of `GRUFlipout`, for `keras.layers.RNN` and stacks of cells.
 
     Its weights are drawn once a sequence, as the layer's are. Called by itself it
@@ -112,7 +51,7 @@ class GRUCellFlipout(GRUCellVariational):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class GRUCellReparameterization(GRUCellVariational):
+class GRUCellReparameterization(GRUStep, VariationalCell):
     """The cell of `GRUReparameterization`, for `keras.layers.RNN`.
 
     See `GRUCellFlipout`, which differs in the estimator alone.
@@ -151,7 +90,7 @@ class GRUCellReparameterization(GRUCellVariational):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class GRUFlipout(RecurrentLayer):
+class GRUFlipout(VariationalRecurrentLayer):
     """Gated recurrent units with a distribution over their weights, by Flipout.
 
     The kernel W `[features, 3 units]` and the recurrent kernel U `[units, 3 units]`,
@@ -240,7 +179,7 @@ class GRUFlipout(RecurrentLayer):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class GRUReparameterization(RecurrentLayer):
+class GRUReparameterization(VariationalRecurrentLayer):
     """Gated recurrent units with a distribution over their weights, drawn once a call.
 
     All rows and all steps share one draw of the kernels, W and U: the projections are

@@ -1,64 +1,14 @@
 """Long short-term memory with a distribution over its weights."""
 
 import keras
-import numpy as np
-from keras import ops
 
-from ..ops.recurrent import lstm_step
+from ..recurrent import LSTMStep
 from .estimators import Flipout, Reparameterization
-from .recurrent import RecurrentCell, RecurrentLayer
-
-
-class LSTMCellVariational(RecurrentCell):
-    """A step of long short-term memory, with W, U and b drawn from posteriors."""
-
-    gates = 4
-
-    def __init__(
-        self,
-        units,
-        activation="tanh",
-        *,
-        recurrent_activation="sigmoid",
-        unit_forget_bias=True,
-        **kwargs,
-    ):
-        super().__init__(units, activation, **kwargs)
-        self.recurrent_activation = keras.activations.get(recurrent_activation)
-        self.unit_forget_bias = unit_forget_bias
-
-    @property
-    def state_size(self):
-        """Units of the state and of the carry."""
-        return [self.units, self.units]
-
-    def add_weight(self, *args, name=None, initializer=None, **kwargs):
-        """Adds a weight; the mean of the forget gate's bias starts 1 higher."""
-        if name == "bias_posterior_loc" and self.unit_forget_bias:
-            given = keras.initializers.get(initializer or "glorot_uniform")
-            forget = np.repeat([0.0, 1.0, 0.0, 0.0], self.units)
-
-            def initializer(shape, dtype=None):
-                return given(shape, dtype=dtype) + ops.cast(forget, dtype)
-
-        return super().add_weight(*args, name=name, initializer=initializer, **kwargs)
-
-    def _step(self, x, held, training, h, c):
-        z = x + held.project_state(held.dropped(h, training))
-        return lstm_step(z, c, self.activation, self.recurrent_activation)
-
-    def get_config(self):
-        """Returns the constructor's arguments."""
-        gates = keras.activations.serialize(self.recurrent_activation)
-        return {
-            **super().get_config(),
-            "recurrent_activation": gates,
-            "unit_forget_bias": self.unit_forget_bias,
-        }
+from .recurrent import VariationalCell, VariationalRecurrentLayer
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class LSTMCellFlipout(LSTMCellVariational):
+class LSTMCellFlipout(LSTMStep, VariationalCell):
     """The cell of `LSTMFlipout`, for `keras.layers.RNN` and stacks of cells.
 
     Its weights are drawn once a sequence, as the layer's are. Called by itself it
@@ -101,7 +51,7 @@ class LSTMCellFlipout(LSTMCellVariational):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class LSTMCellReparameterization(LSTMCellVariational):
+class LSTMCellReparameterization(LSTMStep, VariationalCell):
     """The cell of `LSTMReparameterization`, for `keras.layers.RNN`.
 
     See `LSTMCellFlipout`, which differs in the estimator alone.
@@ -140,7 +90,7 @@ class LSTMCellReparameterization(LSTMCellVariational):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class LSTMFlipout(RecurrentLayer):
+class LSTMFlipout(VariationalRecurrentLayer):
     """Long short-term memory with a distribution over its weights, by Flipout.
 
     The kernel W `[features, 4 units]` and the recurrent kernel U `[units, 4 units]`,
@@ -226,7 +176,7 @@ class LSTMFlipout(RecurrentLayer):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class LSTMReparameterization(RecurrentLayer):
+class LSTMReparameterization(VariationalRecurrentLayer):
     """Long short-term memory with a distribution over its weights, drawn once a call.
 
     All rows and all steps share one draw of the kernels, W and U: the pre-activations

@@ -2,19 +2,13 @@
 
 import keras
 
+from ..recurrent import SimpleRNNStep
 from .estimators import Flipout, Reparameterization
-from .recurrent import RecurrentCell, RecurrentLayer
-
-
-class SimpleRNNCellVariational(RecurrentCell):
-    """h' = φ(x W + b + h U), with W, U and b drawn from posteriors."""
-
-    def _step(self, x, held, training, h):
-        return [self.activation(x + held.project_state(held.dropped(h, training)))]
+from .recurrent import VariationalCell, VariationalRecurrentLayer
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class SimpleRNNCellFlipout(SimpleRNNCellVariational):
+class SimpleRNNCellFlipout(SimpleRNNStep, VariationalCell):
     """The cell of `SimpleRNNFlipout`, for `keras.layers.RNN` and stacks of cells.
 
     Its weights are drawn once a sequence, as the layer's are, because Keras's
@@ -62,7 +56,7 @@ class SimpleRNNCellFlipout(SimpleRNNCellVariational):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class SimpleRNNCellReparameterization(SimpleRNNCellVariational):
+class SimpleRNNCellReparameterization(SimpleRNNStep, VariationalCell):
     """The cell of `SimpleRNNReparameterization`, for `keras.layers.RNN`.
 
     See `SimpleRNNCellFlipout`, which differs in the estimator alone.
@@ -101,7 +95,7 @@ class SimpleRNNCellReparameterization(SimpleRNNCellVariational):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class SimpleRNNFlipout(RecurrentLayer):
+class SimpleRNNFlipout(VariationalRecurrentLayer):
     """A simple recurrent layer with a distribution over its weights, by Flipout.
 
     The kernel W and the recurrent kernel U are drawn from posteriors with means W̄ and
@@ -195,7 +189,7 @@ class SimpleRNNFlipout(RecurrentLayer):
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
-class SimpleRNNReparameterization(RecurrentLayer):
+class SimpleRNNReparameterization(VariationalRecurrentLayer):
     """A simple recurrent layer with a distribution over its weights, drawn once a call.
 
     All rows and all steps share one draw of the kernels, W and U:

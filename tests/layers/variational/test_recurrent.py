@@ -26,8 +26,8 @@ from kzoo.layers import (
     SimpleRNNReparameterization,
 )
 from kzoo.layers.ops.random import nth_seed, random_sign, seed_pair
+from kzoo.layers.recurrent import _HELD
 from kzoo.layers.variational.mode import at_posterior_samples
-from kzoo.layers.variational.recurrent import _HELD
 
 GATED = {"recurrent_activation": "hard_sigmoid"}
 CONTRACT = {
