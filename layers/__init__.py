@@ -13,9 +13,15 @@ from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.depthwise_conv2d import DepthwiseConv2DBatchEnsemble
 from .batch_ensemble.einsum_dense import EinsumDenseBatchEnsemble
 from .batch_ensemble.embedding import EmbeddingBatchEnsemble
+from .batch_ensemble.gru import GRUBatchEnsemble, GRUCellBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
+from .batch_ensemble.lstm import LSTMBatchEnsemble, LSTMCellBatchEnsemble
 from .batch_ensemble.members import AverageMembers, TileMembers
 from .batch_ensemble.separable_conv2d import SeparableConv2DBatchEnsemble
+from .batch_ensemble.simple_rnn import (
+    SimpleRNNBatchEnsemble,
+    SimpleRNNCellBatchEnsemble,
+)
 from .mean_and_variance import MeanAndVariance
 from .temperature_scaling import TemperatureScaling
 from .variational.attention import (

@@ -38,22 +38,21 @@ class BatchEnsembleLayer(keras.layers.Layer):
         )
         self._of_shared = tuple(arguments)
 
-    def _add_fast_weights(self, sizes_in, sizes_out):
+    def _add_fast_weights(self, sizes_in, sizes_out, prefix=""):
         """Makes r and s, of these sizes for each member."""
         lead = (self.rank,) if self.rank > 1 else ()
         lead += (self.ensemble_size,)
-        self.alpha = self.add_weight(
-            name="alpha",
-            shape=(*lead, *sizes_in),
-            initializer=self.alpha_initializer,
-            autocast=self.autocast,
-        )
-        self.gamma = self.add_weight(
-            name="gamma",
-            shape=(*lead, *sizes_out),
-            initializer=self.gamma_initializer,
-            autocast=self.autocast,
-        )
+        for name, sizes in (
+            (f"{prefix}alpha", sizes_in),
+            (f"{prefix}gamma", sizes_out),
+        ):
+            weight = self.add_weight(
+                name=name,
+                shape=(*lead, *sizes),
+                initializer=getattr(self, f"{name}_initializer"),
+                autocast=self.autocast,
+            )
+            setattr(self, name, weight)
 
     def _fast_weights(self):
         """r and s: what every call reads them by."""

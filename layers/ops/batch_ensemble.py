@@ -82,6 +82,51 @@ def per_member(function, x, *weights, axis=-1):
     return _combine(function, x, weights, axis)
 
 
+def batch_ensemble_step(kernel, x, r, s, bias=None):
+    """As `batch_ensemble` of a matrix, with a row of fast weights for each row of x.
+
+    For the steps of a loop, out of which `repeat_members` is taken: there is nothing
+    here that XLA could not differentiate in one whose number of rows TensorFlow learns
+    late.
+
+    Args:
+        kernel: W, `[in, out]`.
+        x: Tensor `[rows, in]`.
+        r: `[rows, in]`, or `[K, rows, in]` for rank K.
+        s: `[rows, out]`, or `[K, rows, out]`.
+        bias: b, `[rows, out]`, or None.
+
+    Returns:
+        sum_k ((x ∘ r_k) W) ∘ s_k + b, `[rows, out]`.
+    """
+    *rank, _, outputs = s.shape
+    y = ops.matmul(ops.reshape(x * r, (-1, x.shape[-1])), kernel)
+    y = ops.reshape(y, (*rank, -1, outputs)) * s
+    if rank:
+        y = ops.sum(y, axis=0)
+    return y if bias is None else y + bias
+
+
+def repeat_members(weights, rows):
+    """Gives each row of a member-major batch its member's weights.
+
+    Args:
+        weights: Tensor `[..., M, n]`.
+        rows: M * B, an integer or, on TensorFlow, a scalar tensor.
+
+    Returns:
+        Tensor `[..., M * B, n]`.
+
+    Raises:
+        ValueError: If M does not divide the number of rows, as `split_members`.
+    """
+    *lead, members, size = weights.shape
+    check_rows(rows, members)
+    repeated = ops.repeat(weights, rows // members, axis=-2)
+    # What is known only at run time must split too, or this fails.
+    return ops.reshape(repeated, (*lead, rows, size))
+
+
 def split_members(x, ensemble_size):
     """Gives a member-major batch its member axis: `[M * B, ...] -> [M, B, ...]`.
 

@@ -6,7 +6,9 @@ from keras import ops
 from harness.backends import compiled, gradients
 from kzoo.layers.ops.batch_ensemble import (
     batch_ensemble,
+    batch_ensemble_step,
     merge_members,
+    repeat_members,
     split_members,
 )
 
@@ -160,6 +162,48 @@ def test_equal_with_and_without_jit():
         rtol=1e-5,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("rank", (None, 2))
+def test_a_step_with_the_weights_of_each_row_is_the_same(rank):
+    x, kernel = normal(M * B, IN), normal(IN, OUT)
+    for *fast, bias in (fast_weights(rank), (*fast_weights(rank)[:2], None)):
+        fast = [ops.convert_to_tensor(w) for w in fast]
+        expected = batch_ensemble(lambda x: ops.matmul(x, kernel), x, *fast, bias)
+        rows = [repeat_members(w, M * B) for w in fast]
+        bias = None if bias is None else repeat_members(bias, M * B)
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(batch_ensemble_step(kernel, x, *rows, bias)),
+            ops.convert_to_numpy(expected),
+            rtol=1e-5,
+            atol=1e-6,
+        )
+
+
+def test_repeat_members_is_member_major():
+    weights = np.arange(12).reshape(2, 3, 2)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(repeat_members(weights, 6)), weights.repeat(2, axis=1)
+    )
+    with pytest.raises(ValueError, match="Received: a batch of 7 rows"):
+        repeat_members(weights, 7)
+
+
+@pytest.mark.tensorflow
+@pytest.mark.parametrize("jit", (True, False))
+def test_repeat_members_of_rows_known_only_at_run_time(jit):
+    import tensorflow as tf
+
+    weights = normal(3, 2)
+    repeat = tf.function(
+        lambda x: repeat_members(weights, tf.shape(x)[0]),
+        input_signature=[tf.TensorSpec([None])],
+        jit_compile=jit,
+    )
+    np.testing.assert_array_equal(repeat(np.zeros(6)), weights.repeat(2, axis=0))
+    for rows in (1, 2, 7):  # One row would broadcast to none.
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            repeat(np.zeros(rows))
 
 
 def test_rows_that_do_not_split():
