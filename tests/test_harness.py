@@ -603,6 +603,61 @@ def test_the_other_backend_repeats_every_case(own_session):
     assert f"{right.name}: " not in message
 
 
+# --- cells ------------------------------------------------------------------------
+
+
+@toy
+class RightCell(keras.layers.SimpleRNNCell):
+    def __init__(self, units, **kwargs):
+        super().__init__(units, **kwargs)
+
+
+@toy
+class CellThatForgetsAnArgument(RightCell):
+    def get_config(self):
+        return {**super().get_config(), "activation": "tanh"}
+
+
+@toy
+class CellThatKeepsItsState(RightCell):
+    kept = 0.0
+
+    def call(self, sequence, states, training=False):
+        output, states = super().call(sequence + self.kept, states, training)
+        if not is_traced(sequence):
+            self._tracker.unlock()
+            self.kept = ops.sum(output)
+        return output, states
+
+
+@toy
+class CellThatDiffersCompiled(RightCell):
+    def call(self, sequence, states, training=False):
+        wrong = 2.0 if is_traced(sequence) else 1.0
+        return super().call(sequence * wrong, states, training)
+
+
+def cell(cls, **kwargs):
+    kwargs = {"units": 3, "activation": "relu", "seed": 1, **kwargs}
+    harness.check_cell(cls, kwargs, (4, 2, 5))
+
+
+@pytest.mark.parametrize(
+    ("cls", "check", "dropout"),
+    [
+        (CellThatForgetsAnArgument, "config", 0.0),
+        (CellThatKeepsItsState, "state", 0.0),
+        # Keras saves no state of random numbers.
+        (RightCell, "save", 0.5),
+        (CellThatDiffersCompiled, "compiled", 0.0),
+    ],
+)
+def test_a_wrong_cell_is_refused(cls, check, dropout):
+    with pytest.raises(harness.ContractError) as caught:
+        cell(cls, dropout=dropout)
+    assert caught.value.check == check, caught.value
+
+
 # --- optimizers -------------------------------------------------------------------
 
 
@@ -1225,6 +1280,7 @@ def test_a_model_without_a_sentence_is_refused(registered):
 
 def test_right_components_pass(own_session, registered):
     layer(RightLayer)
+    cell(RightCell)
     harness.check_layer(RightNormalization, {"momentum": 0.8}, (6, 4, 3))
     harness.check_layer(RightLookup, {"units": 3}, (4, 5), input_dtype="int32")
     shapes, swap = [(2, 4, 3), (2, 5, 4)], {"swap": True}

@@ -1,5 +1,6 @@
 """The contract every public component keeps, checked with one call."""
 
+from .cell import check_cell
 from .check import ContractError
 from .layer import check_layer
 from .loss import check_loss
@@ -9,6 +10,7 @@ from .optimizer import check_optimizer
 
 __all__ = [
     "ContractError",
+    "check_cell",
     "check_layer",
     "check_loss",
     "check_metric",
