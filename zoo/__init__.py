@@ -10,6 +10,7 @@ from .registry import ModelInfo, build, info, list_models, register_model
 # of that name would hide once it is imported.)
 _LAZY = {
     "EvolutionStrategies": ".training",
+    "OutOfDistribution": ".training",
     "classification": ".predictive",
     "download": ".hub",
     "evaluate": ".training",
@@ -22,6 +23,7 @@ _LAZY = {
 __all__ = [
     "EvolutionStrategies",
     "ModelInfo",
+    "OutOfDistribution",
     "build",
     "classification",
     "datasets",

@@ -166,7 +166,8 @@ def _predictor(model, samples):
 def _batches(x, y, size):
     """Yields batches of inputs and labels."""
     if y is None:
-        yield from x
+        for pair in x:  # Tensors of TensorFlow's, for one, of whatever backend.
+            yield keras.tree.map_structure(np.asarray, pair)
         return
     rows = {len(array) for array in keras.tree.flatten(x)} | {len(y)}
     if len(rows) > 1:

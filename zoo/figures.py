@@ -11,6 +11,7 @@ BINS = 15  # as the metric ExpectedCalibrationError has by default
 
 BLUE, PALE, RED = "#3b6fb6", "#a9c6ea", "#d1495b"
 GREEN, GREY, INK = "#2a9d6f", "#9aa3ad", "#22272e"
+CURVES = [BLUE, RED, GREEN, INK, GREY, PALE]
 STYLE = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -52,12 +53,7 @@ def reliability(labels, probabilities, bins=BINS):
     >>> count.tolist(), confidence.tolist(), accuracy.tolist()
     ([0, 2], [nan, 0.75], [nan, 0.5])
     """
-    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
-    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
-        raise ValueError(
-            "Expected labels [N] and probabilities [N, C]. Received: shapes "
-            f"{labels.shape} and {probabilities.shape}"
-        )
+    labels, probabilities = _checked(labels, probabilities)
     conf = probabilities.max(axis=1)
     right = probabilities.argmax(axis=1) == labels
     edges = (np.arange(1, bins) / bins).astype(conf.dtype)
@@ -87,7 +83,6 @@ def draw(path, images, labels, answers, digits=8):
     import matplotlib
     from matplotlib.figure import Figure
 
-    path = Path(path)
     labels = np.asarray(labels)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(11.5, 9.6), dpi=130, facecolor="white")
@@ -111,11 +106,97 @@ def draw(path, images, labels, answers, digits=8):
         )
         *others, (title, doubting) = answers.items()
         _most_uncertain(bottom, images, labels, title, doubting, others, digits)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = io.BytesIO()
-        figure.savefig(image, format="png", metadata={"Software": None})
+        _save(figure, path)
+    return Path(path)
+
+
+def risk_coverage(labels, probabilities):
+    """Returns what a risk-coverage curve shows: errors among the surest predictions.
+
+    For each threshold τ on the confidence conf_n = max_c p_n(c), from high to low,
+
+        coverage(τ) = |{n : conf_n >= τ}| / N,
+        risk(τ) = |{n : conf_n >= τ, wrong}| / |{n : conf_n >= τ}|.
+
+    The metric `kzoo.zoo.metrics.AreaUnderRiskCoverage` is the area below.
+
+    Args:
+        labels: Class indices, `[N]`.
+        probabilities: Probabilities, `[N, C]`.
+
+    Returns:
+        coverage, risk: arrays with one entry for each distinct confidence.
+
+    Example:
+
+    >>> from kzoo.zoo.figures import risk_coverage
+    >>> probabilities = [[0.9, 0.1], [0.6, 0.4], [0.6, 0.4], [0.8, 0.2]]
+    >>> coverage, risk = risk_coverage([0, 1, 1, 0], probabilities)
+    >>> coverage.tolist(), risk.tolist()
+    ([0.25, 0.5, 1.0], [0.0, 0.0, 0.5])
+    """
+    labels, probabilities = _checked(labels, probabilities)
+    conf = probabilities.max(axis=1)
+    wrong = probabilities.argmax(axis=1) != labels
+    order = np.argsort(-conf, kind="stable")
+    last_of_equals = np.append(np.diff(conf[order]) != 0, True)
+    answered = np.flatnonzero(last_of_equals) + 1
+    errors = np.cumsum(wrong[order])[last_of_equals]
+    return answered / len(labels), errors / answered
+
+
+def draw_risk_coverage(path, labels, answers):
+    """Draws the risk-coverage curves of models.
+
+    Args:
+        path: The PNG to write; it appears whole or not at all.
+        labels: Class indices, `[N]`.
+        answers: {title: answer of a model}, each with an array `probabilities`
+            `[N, C]`.
+
+    Returns:
+        The path, as a Path.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 4.4), dpi=130, facecolor="white")
+        axes = figure.subplots(gridspec_kw=dict(left=0.11, right=0.97, bottom=0.12))
+        axes.set_prop_cycle(color=CURVES)
+        for title, answer in answers.items():
+            coverage, risk = risk_coverage(labels, answer["probabilities"])
+            # Among equal confidences errors come evenly.
+            c = (np.arange(20_000) + 0.5) / 20_000
+            errors = np.interp(c, np.append(0, coverage), np.append(0, coverage * risk))
+            label = f"{title}: area {np.mean(errors / c):.4f}"
+            axes.plot(c, errors / c, lw=1.6, label=label)
+        axes.set(xlim=(0, 1), xlabel="coverage: share of examples answered")
+        axes.set(ylabel="risk: share of answers that are wrong")
+        axes.set_ylim(bottom=0)
+        axes.set_title(f"Does it know when it is wrong?  {len(labels)} test examples")
+        axes.legend(frameon=False)
+        _save(figure, path)
+    return Path(path)
+
+
+def _checked(labels, probabilities):
+    labels, probabilities = np.asarray(labels), np.asarray(probabilities)
+    if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:
+        raise ValueError(
+            "Expected labels [N] and probabilities [N, C]. Received: shapes "
+            f"{labels.shape} and {probabilities.shape}"
+        )
+    return labels, probabilities
+
+
+def _save(figure, path):
+    """Writes a figure as PNG, whole or not at all."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = io.BytesIO()
+    figure.savefig(image, format="png", metadata={"Software": None})
     placing.write(path, image.getvalue())
-    return path
 
 
 def _reliability_diagram(axes, histogram, title, labels, probabilities):

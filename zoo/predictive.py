@@ -78,6 +78,26 @@ def classification(model):
     return members, predict
 
 
+class Predictions(keras.Model):
+    """A classifier that gives what `classification` says, compiled on either backend.
+
+    Args:
+        model: As `classification` takes it.
+    """
+
+    def __init__(self, model):
+        super().__init__(name="predictions")
+        self.model = model
+        self._predict = classification(model)[1]
+        # JAX has nothing but XLA; elsewhere it is not worth compiling again for the
+        # last, smaller batch.
+        self.compile(jit_compile=keras.backend.backend() == "jax")
+
+    def call(self, inputs):
+        """Returns the dict."""
+        return self._predict(inputs)
+
+
 def is_variational(model):
     """Returns whether a model has layers with distributions over their weights."""
     return any(isinstance(layer, VariationalLayer) for layer in model._flatten_layers())

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.image import imread
 
 from kzoo.zoo import figures
-from kzoo.zoo.metrics import ExpectedCalibrationError
+from kzoo.zoo.metrics import AreaUnderRiskCoverage, ExpectedCalibrationError
 
 
 def answers(n=60, classes=4, members=3, seed=0):
@@ -70,3 +70,24 @@ def test_a_figure_of_fewer_examples_than_places(tmp_path):
     labels, single = answers(n=3, members=1)
     images = np.zeros((3, 5, 5, 1))
     assert figures.draw(tmp_path / "a.png", images, labels, {"one": single}).exists()
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_the_area_below_the_curve_is_the_metrics(seed):
+    labels, answer = answers(seed=seed)
+    coverage, risk = figures.risk_coverage(labels, answer["probabilities"])
+    wrong = answer["probabilities"].argmax(-1) != labels
+    assert coverage[-1] == 1 and risk[-1] == pytest.approx(wrong.mean())
+    c = (np.arange(60_000) + 0.5) / 60_000
+    errors = np.interp(c, np.append(0, coverage), np.append(0, coverage * risk))
+    metric = AreaUnderRiskCoverage()
+    metric.update_state(labels, answer["probabilities"])
+    assert np.mean(errors / c) == pytest.approx(float(metric.result()), abs=5e-3)
+
+
+def test_the_curves_are_drawn(tmp_path):
+    labels, answer = answers()
+    path = tmp_path / "new" / "curves.png"
+    answer = {"one": answer, "other": answers(seed=1)[1]}
+    assert figures.draw_risk_coverage(path, labels, answer) == path
+    assert imread(path)[..., :3].std() > 0.05

@@ -2,6 +2,13 @@
 
 from .evaluate import evaluate
 from .evolution_strategies import EvolutionStrategies
+from .out_of_distribution import OutOfDistribution
 from .train import TrainResult, train
 
-__all__ = ["EvolutionStrategies", "TrainResult", "evaluate", "train"]
+__all__ = [
+    "EvolutionStrategies",
+    "OutOfDistribution",
+    "TrainResult",
+    "evaluate",
+    "train",
+]

@@ -7,13 +7,14 @@ import tensorflow as tf
 from ...layers.ops.arguments import integer
 from ..datasets import load
 from ..metrics import (
+    AreaUnderRiskCoverage,
     BrierScore,
     EnsembleNegativeLogLikelihood,
     ExpectedCalibrationError,
     MutualInformation,
     PredictiveEntropy,
 )
-from ..predictive import classification
+from ..predictive import Predictions
 
 OUTPUTS = ("probabilities", "member_probabilities")
 # How far probabilities may be from summing to 1: what half precision makes of them.
@@ -38,9 +39,9 @@ def evaluate(
 
     Returns:
         dict of numbers: `accuracy`; `nll`, negative log-likelihood in nats; `brier`,
-        Brier score; `ece`, expected calibration error; `predictive_entropy` and
-        `mutual_information`, means in nats; `members`, `parameters` (not of a
-        SavedModel) and `examples`.
+        Brier score; `ece`, expected calibration error; `aurc`, area under the
+        risk-coverage curve; `predictive_entropy` and `mutual_information`, means in
+        nats; `members`, `parameters` (not of a SavedModel) and `examples`.
 
     Raises:
         ValueError: If the model does not end in logits, or a SavedModel's
@@ -63,6 +64,7 @@ def evaluate(
         "nll": EnsembleNegativeLogLikelihood(),
         "brier": BrierScore(),
         "ece": ExpectedCalibrationError(num_bins),
+        "aurc": AreaUnderRiskCoverage(),
         "predictive_entropy": PredictiveEntropy(),
         "mutual_information": MutualInformation(),
     }
@@ -92,7 +94,7 @@ def evaluate(
 def _predict(model):
     """Returns a function from a batch of inputs to a dict of predictions."""
     if isinstance(model, keras.Model):
-        return _Predictions(model).predict_on_batch
+        return Predictions(model).predict_on_batch
     from ..serving.servable import Servable
 
     if not isinstance(model, Servable):
@@ -142,18 +144,3 @@ def _check_logits(model, x):
 def _distance_from_probabilities(rows):
     """Returns how far a row is below 0 or its sum from 1; NaN if there is a NaN."""
     return np.maximum(np.max(-rows), np.max(np.abs(np.sum(rows, axis=-1) - 1)))
-
-
-class _Predictions(keras.Model):
-    """A classifier with its members, which Keras compiles on either backend."""
-
-    def __init__(self, model):
-        super().__init__(name="predictions")
-        self.model = model
-        self._predict = classification(model)[1]
-        # JAX has nothing but XLA; elsewhere it is not worth compiling again for the
-        # last, smaller batch.
-        self.compile(jit_compile=keras.backend.backend() == "jax")
-
-    def call(self, inputs):
-        return self._predict(inputs)

@@ -57,7 +57,7 @@ def detection(n, shift=1.0, seed=0):
 
 
 def fpr(out, scores, recall=0.95):
-    false, true, _ = roc_curve(out, scores)
+    false, true, _ = roc_curve(out, scores, drop_intermediate=False)
     return false[np.argmax(true >= recall)]
 
 

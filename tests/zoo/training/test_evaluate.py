@@ -6,7 +6,7 @@ import pytest
 
 from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
 from kzoo.zoo import evaluate, export, fit_temperature, load
-from kzoo.zoo.metrics import ExpectedCalibrationError
+from kzoo.zoo.metrics import AreaUnderRiskCoverage, ExpectedCalibrationError
 from kzoo.zoo.serving.servable import Servable
 
 
@@ -66,6 +66,9 @@ def test_equals_explicit_formulas(validation, data_dir):
     ece = ExpectedCalibrationError()
     ece.update_state(labels, probs)
     expected["ece"] = float(ece.result())
+    aurc = AreaUnderRiskCoverage()
+    aurc.update_state(labels, probs)
+    expected["aurc"] = float(aurc.result())
     assert figures == pytest.approx(expected, rel=1e-4)
     assert set(figures) == set(expected)
     assert figures["mutual_information"] > 0.01
