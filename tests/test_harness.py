@@ -1230,7 +1230,15 @@ def has_no_docstring(units=3, name="has_no_docstring"):
     return right_model(units, name)
 
 
+@wrong_model  # But at its own size.
+def too_big_to_run(units=10**12, name="too_big_to_run"):
+    if units > 100:
+        raise MemoryError(f"{units} units")
+    return right_model(units, name)
+
+
 WRONG_MODELS = {
+    too_big_to_run: "build",
     has_another_shape: "build",
     names_no_input: "build",
     takes_anything: "build",
@@ -1289,9 +1297,10 @@ def test_right_components_pass(own_session, registered):
     metric(RightMetric)
     loss(RightLoss)
     harness.check_model(registered(right_model))
-    assert fresh.check_other_backend() == 8
+    harness.check_model(registered(too_big_to_run), units=3)
+    assert fresh.check_other_backend() == 9
     if BACKEND == "tensorflow":
-        assert fresh.check_exports() == 5
+        assert fresh.check_exports() == 6
 
 
 def test_a_component_without_its_check_is_found(own_session):
