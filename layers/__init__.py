@@ -5,6 +5,8 @@ from .._backend import require_supported
 require_supported()
 
 # ruff: noqa: E402, F401
+from .batch_ensemble.batch_normalization import BatchNormalizationBatchEnsemble
+from .batch_ensemble.bias import BiasBatchEnsemble
 from .batch_ensemble.conv1d import Conv1DBatchEnsemble
 from .batch_ensemble.conv2d import Conv2DBatchEnsemble
 from .batch_ensemble.conv2d_transpose import Conv2DTransposeBatchEnsemble
@@ -15,8 +17,10 @@ from .batch_ensemble.einsum_dense import EinsumDenseBatchEnsemble
 from .batch_ensemble.embedding import EmbeddingBatchEnsemble
 from .batch_ensemble.gru import GRUBatchEnsemble, GRUCellBatchEnsemble
 from .batch_ensemble.initializers import RandomSign, batch_ensemble_initializer
+from .batch_ensemble.layer_normalization import LayerNormalizationBatchEnsemble
 from .batch_ensemble.lstm import LSTMBatchEnsemble, LSTMCellBatchEnsemble
 from .batch_ensemble.members import AverageMembers, TileMembers
+from .batch_ensemble.prelu import PReLUBatchEnsemble
 from .batch_ensemble.separable_conv2d import SeparableConv2DBatchEnsemble
 from .batch_ensemble.simple_rnn import (
     SimpleRNNBatchEnsemble,

@@ -23,7 +23,8 @@ def normal(*shape, seed=0):
 
 def randomized(layer, shape):
     """The layer, built for the shape, with random weights."""
-    layer.build(shape)
+    if not layer.built:
+        layer.build(shape)
     for i, weight in enumerate(layer.weights):
         weight.assign(normal(*weight.shape, seed=i + 1))
     return layer
@@ -34,9 +35,10 @@ def quick(function):
     return compiled(function) if keras.backend.backend() == "jax" else function
 
 
-def called(layer):
+def called(layer, **kwargs):
     """The layer as a function of its inputs and its trainable weights."""
-    return quick(lambda x, *weights: layer.stateless_call(weights, [], x)[0])
+    fixed = [values(v) for v in layer.non_trainable_variables]
+    return quick(lambda x, *w: layer.stateless_call(w, fixed, x, **kwargs)[0])
 
 
 def written_out(layer, plain, scaled):
@@ -79,16 +81,18 @@ def of_channels(shared, r, s):
     return [kernel * ops.transpose(r) * s]
 
 
-def each_on_its_own(layer, plain):
+def each_on_its_own(layer, plain, mask=None, **kwargs):
     """Likewise of a layer whose weights are all the members' own, `[M, ...]`."""
+    fixed = [values(v) for v in layer.non_trainable_variables]
 
     def function(x, *weights):
-        return ops.concatenate(
-            [
-                plain.stateless_call([w[m] for w in weights], [], rows)[0]
-                for m, rows in enumerate(ops.split(x, layer.ensemble_size))
-            ]
-        )
+        outputs = []
+        for m, rows in enumerate(ops.split(x, layer.ensemble_size)):
+            if mask is not None:
+                kwargs["mask"] = np.split(mask, layer.ensemble_size)[m]
+            own = [w[m] for w in weights], [w[m] for w in fixed]
+            outputs.append(plain.stateless_call(*own, rows, **kwargs)[0])
+        return ops.concatenate(outputs)
 
     return quick(function)
 
@@ -98,9 +102,9 @@ def arguments(layer, x):
     return [x, *(values(v.value) for v in layer.trainable_variables)]
 
 
-def check_equal(layer, function, x):
+def check_equal(layer, function, x, **kwargs):
     """Requires a layer's outputs and its gradients to be a function's."""
-    given, own = arguments(layer, x), called(layer)
+    given, own = arguments(layer, x), called(layer, **kwargs)
     output = own(*given)
     assert tuple(output.shape) == layer.compute_output_shape(x.shape)
     np.testing.assert_allclose(values(output), values(function(*given)), TOL, TOL)
@@ -118,15 +122,16 @@ def gradients_of(function, given):
     return gradients(lambda x, *w: ops.sum(function(x, *w) ** 2), x, *weights)
 
 
-def check_isolated(layer, x, other):
+def check_isolated(layer, x, other, **kwargs):
     """Requires members to see their own rows alone, and weights their own member's.
 
     Args:
         layer: The layer, built.
         x: Inputs of M members.
         other: Other inputs.
+        **kwargs: Further arguments of the call.
     """
-    size, function = layer.ensemble_size, called(layer)
+    size, function = layer.ensemble_size, called(layer, **kwargs)
     axes = dict.fromkeys(("alpha", "gamma", "beta", "bias"), 0)
     if getattr(layer, "rank", 1) > 1:
         axes |= {"alpha": 1, "gamma": 1}

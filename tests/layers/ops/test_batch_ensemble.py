@@ -8,7 +8,11 @@ from kzoo.layers.ops.batch_ensemble import (
     batch_ensemble,
     batch_ensemble_step,
     merge_members,
+<<<<<<< HEAD
     repeat_members,
+=======
+    per_member,
+>>>>>>> 9bd23b8 (BatchEnsemble has normalizations, PReLU and biases that are each member's own)
     split_members,
 )
 
@@ -103,6 +107,51 @@ def test_channels_on_another_axis(rank):
         rtol=1e-4,
         atol=1e-5,
     )
+
+
+@pytest.mark.parametrize("rank", (None, 2))
+def test_axes_of_their_own(rank):
+    """r along two axes of x with another between them, s and b each along one."""
+    lead = (M,) if rank is None else (rank, M)
+    x, kernel = normal(M * B, 2, 4, IN), normal(2, IN, OUT)
+    alpha, gamma, bias = normal(*lead, 2, IN), normal(*lead, OUT), normal(M, 1, 4)
+    result = batch_ensemble(
+        lambda x: ops.einsum("nabc,acd->ndb", x, kernel),
+        x,
+        alpha,
+        gamma,
+        bias,
+        axis=(1, 3),
+        out_axis=1,
+        bias_axis=(1, 2),
+    )
+    r, s = (w.reshape(-1, *w.shape[len(lead) - 1 :]) for w in (alpha, gamma))
+    expected = np.einsum(
+        "mnabc,acd,kmac,kmd->mndb", x.reshape(M, B, 2, 4, IN), kernel, r, s
+    )
+    expected = (expected + bias[:, None]).reshape(M * B, OUT, 4)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(result), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_per_member():
+    x, a, c = normal(M * B, 4, IN), normal(M, 4, 1), normal(M, 4, 1)
+    weights = [ops.convert_to_tensor(w) for w in (a, c)]
+    result = per_member(lambda x, a, c: a * x**2 + c, x, *weights, axis=(1, 2))
+    expected = (a[:, None] * x.reshape(M, B, 4, IN) ** 2 + c[:, None]).reshape(x.shape)
+    np.testing.assert_allclose(ops.convert_to_numpy(result), expected, rtol=1e-5)
+    # Where there are no weights there are no members.
+    alone = per_member(lambda x, *none: (x, none), x[:1], None, None)
+    assert alone[1] == (None, None)
+    np.testing.assert_array_equal(alone[0], x[:1])
+    one = per_member(lambda x, a, none: x * a, x, a[:, :, 0], None, axis=1)
+    expected = x.reshape(M, B, 4, IN) * a[:, None]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(one), expected.reshape(x.shape), rtol=1e-5
+    )
+    with pytest.raises(ValueError, match="Received: a batch of 7 rows"):
+        per_member(lambda x, a: x * a, np.zeros((7, 4)), a[:, :, 0])
 
 
 @pytest.mark.parametrize("rank", (None, 2))
