@@ -137,6 +137,9 @@ def _parser():
     sub = command(_evaluate, "evaluate", "Measure a model on a data set")
     sub.add_argument("model", help="a run's folder, a .keras file, or as for predict")
     data(sub, "the one it was trained on", "validation")
+    sub.add_argument(
+        "--diversity", action="store_true", help="and how an ensemble's members differ"
+    )
     as_json(sub)
 
     sub = command(_export, "export", "Write a SavedModel for TensorFlow Serving")
@@ -313,13 +316,21 @@ def _evaluate(arguments):
 
     model, dataset = _open(arguments.model)
     dataset = _dataset(arguments, dataset)
+    where = {"dataset": dataset, "split": arguments.split}
+    report = None
     with _to_stderr():
-        figures = evaluate(model, dataset, arguments.split, data_dir=arguments.data_dir)
-    figures = {"dataset": dataset, "split": arguments.split, **figures}
+        figures = evaluate(model, **where, data_dir=arguments.data_dir)
+        if arguments.diversity:
+            from .diversity import diversity_report
+
+            report = diversity_report(model, **where, data_dir=arguments.data_dir)
+    figures = {**where, **figures}
     if arguments.json:
-        _print_json(figures)
+        _print_json({**figures, **({"diversity": report.figures()} if report else {})})
         return
     _print_table(None, [[key, _plain(value)] for key, value in figures.items()])
+    if report:
+        print(f"\n{report}")
 
 
 def _export(arguments):

@@ -180,6 +180,76 @@ def draw_risk_coverage(path, labels, answers):
     return Path(path)
 
 
+def draw_diversity(path, report):
+    """Draws how an ensemble's members differ.
+
+    Args:
+        path: The PNG to write; it appears whole or not at all.
+        report: A `kzoo.zoo.diversity.Diversity`.
+
+    Returns:
+        The path, as a Path.
+    """
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(STYLE):
+        columns = 4 if report.fast_weights else 3
+        figure = Figure((3.6 * columns, 3.9), dpi=130, layout="constrained")
+        figure.suptitle(
+            f"How do {report.members} members differ?  {report.examples:,} examples",
+            weight="bold",
+        )
+        panels = figure.subplots(1, columns)
+        _pairs(panels[0], report.disagreement, "share of examples\npairs disagree on")
+        _pairs(panels[1], report.similarity, "cosine of functions\n(log-probabilities)")
+        _decomposition(panels[2], report)
+        if report.fast_weights:
+            _fast_weights(panels[3], report.fast_weights)
+        _save(figure, path)
+    return Path(path)
+
+
+def _pairs(axes, matrix, title):
+    """A square for each pair of members, with its number if there is room."""
+    axes.imshow(matrix, cmap="Blues")
+    axes.set(xticks=range(len(matrix)), yticks=range(len(matrix)), xlabel="member")
+    axes.set_title(title)
+    if len(matrix) > 8:
+        axes.set(xticks=[], yticks=[])
+        return
+    middle = (matrix.min() + matrix.max()) / 2
+    for (i, j), number in np.ndenumerate(matrix):
+        color = "white" if number > middle else INK
+        axes.text(j, i, f"{number:.3f}", ha="center", va="center", color=color)
+
+
+def _decomposition(axes, report):
+    """The members' mean loss as the ensemble's and what their differences gain."""
+    ensemble = np.array([report.ensemble_nll, report.ensemble_brier])
+    gained = np.array([report.ambiguity, report.variance])
+    names = ["NLL, nats", "Brier score"]
+    axes.bar(names, ensemble, 0.6, color=BLUE, label="ensemble")
+    axes.bar(names, gained, 0.6, ensemble, color=PALE, label="ambiguity, variance")
+    for x, members in enumerate((report.nll, report.brier)):
+        axes.scatter(np.full(len(members), x), members, 14, color=INK, zorder=3)
+    axes.scatter([], [], 14, color=INK, label="each member")
+    axes.set_ylim(bottom=0)
+    axes.set_title("members' mean loss =\nensemble's + differences")
+    axes.legend(frameon=False)
+
+
+def _fast_weights(axes, fast_weights):
+    """For each layer the cosines of all pairs, and their mean."""
+    for row, cosine in enumerate(fast_weights.values()):
+        found = cosine[np.triu_indices(len(cosine), 1)]
+        axes.scatter(found, np.full(len(found), row), 12, color=PALE)
+        axes.scatter(found.mean(), row, 18, color=INK)
+    axes.set_yticks(range(len(fast_weights)), fast_weights, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_title("cosine of fast weights,\nall pairs and mean")
+
+
 def _checked(labels, probabilities):
     labels, probabilities = np.asarray(labels), np.asarray(probabilities)
     if probabilities.ndim != 2 or labels.shape != probabilities.shape[:1]:

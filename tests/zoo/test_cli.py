@@ -232,8 +232,11 @@ def test_evaluate_agrees_on_a_run_and_its_savedmodel(here, capsys):
             assert value == pytest.approx(figures[key], abs=1e-5), key
         else:
             assert value == figures[key]
-    text = only(capsys, "evaluate", "run", "--split", "test")
+    text = only(capsys, "evaluate", "run", "--split", "test", "--diversity")
     assert re.search(r"^examples +359$", text, re.MULTILINE)
+    assert re.search(r"^2 members, 359 examples\npairs that dis", text, re.MULTILINE)
+    found = json.loads(only(capsys, "evaluate", "run", "--diversity", "--json"))
+    assert found["diversity"]["ensemble_nll"] == pytest.approx(figures["nll"], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -57,8 +57,6 @@ def evaluate(
     >>> figures["examples"], figures["members"], 0 <= figures["accuracy"] <= 1
     (180, 1, True)
     """
-    batch_size = integer("batch_size", batch_size)
-    predict = _predict(model)
     metrics = {
         "accuracy": keras.metrics.SparseCategoricalAccuracy(),
         "nll": EnsembleNegativeLogLikelihood(),
@@ -68,27 +66,47 @@ def evaluate(
         "predictive_entropy": PredictiveEntropy(),
         "mutual_information": MutualInformation(),
     }
-    examples, data = load(dataset, split, data_dir=data_dir)
     count = 0
-    for x, y in examples.batch(batch_size).as_numpy_iterator():
-        outputs = predict(x)
-        if not count:
-            _check_outputs(outputs, data)
-            _check_logits(model, x[:8])
+    for y, outputs in answers(model, dataset, split, batch_size, data_dir):
         for name, metric in metrics.items():
             of_members = name == "mutual_information"
             metric.update_state(
                 y, outputs["member_probabilities" if of_members else "probabilities"]
             )
         count += len(y)
-    if not count:
-        raise ValueError(f"`split` must have examples. Received: split={split!r}")
     figures = {name: float(metric.result()) for name, metric in metrics.items()}
     figures["members"] = outputs["member_probabilities"].shape[1]
     if isinstance(model, keras.Model):
         figures["parameters"] = model.count_params()
     figures["examples"] = count
     return figures
+
+
+def answers(model, dataset, split, batch_size, data_dir):
+    """Yields the labels of a data set's batches, and what a model says of them.
+
+    Args:
+        model: As `evaluate` takes it, and so are the others.
+        dataset: Name of a data set.
+        split: Which examples.
+        batch_size: Number of examples that are predicted at a time.
+        data_dir: Folder of the data sets.
+
+    Raises:
+        ValueError: As `evaluate`.
+    """
+    batch_size = integer("batch_size", batch_size)
+    predict, outputs = _predict(model), None
+    examples, data = load(dataset, split, data_dir=data_dir)
+    for x, y in examples.batch(batch_size).as_numpy_iterator():
+        is_first = outputs is None
+        outputs = predict(x)
+        if is_first:
+            _check_outputs(outputs, data)
+            _check_logits(model, x[:8])
+        yield y, outputs
+    if outputs is None:
+        raise ValueError(f"`split` must have examples. Received: split={split!r}")
 
 
 def _predict(model):

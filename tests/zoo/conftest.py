@@ -1,4 +1,4 @@
-"""The digits data set, prepared once for the tests of training."""
+"""The digits data set, prepared once for the tests that read it."""
 
 import pytest
 
