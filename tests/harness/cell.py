@@ -21,7 +21,7 @@ from .layer import (
 from .training import QUICK, XLA, compile_model, sgd, state, train
 
 
-@session.timed
+@session.noted
 def check_cell(cell_class, init_kwargs, input_shape, *, tol=1e-5):
     """Checks what a cell's own layer, whose contract is whole, does not show of it.
 
