@@ -11,6 +11,7 @@ from .batch_ensemble.conv1d import Conv1DBatchEnsemble
 from .batch_ensemble.conv2d import Conv2DBatchEnsemble
 from .batch_ensemble.conv2d_transpose import Conv2DTransposeBatchEnsemble
 from .batch_ensemble.conv3d import Conv3DBatchEnsemble
+from .batch_ensemble.conversion import from_batch_ensemble, to_batch_ensemble
 from .batch_ensemble.dense import DenseBatchEnsemble
 from .batch_ensemble.depthwise_conv2d import DepthwiseConv2DBatchEnsemble
 from .batch_ensemble.einsum_dense import EinsumDenseBatchEnsemble

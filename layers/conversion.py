@@ -1,12 +1,21 @@
 """Copies of models, some of their layers converted."""
 
+import inspect
 import tempfile
 
 import keras
 import numpy as np
 
+PROJECTIONS = (
+    "_query_dense",
+    "_key_dense",
+    "_value_dense",
+    "_gate_dense",
+    "_output_dense",
+)
 
-def converted(model, convert, fill, counterparts, call=None):
+
+def converted(model, convert, fill, counterparts, inputs=None, call=None):
     """A copy of a model, some of its layers converted, and which it only copied.
 
     All else stays as it is: names, other layers and their weights, shared layers,
@@ -18,8 +27,9 @@ def converted(model, convert, fill, counterparts, call=None):
         fill: Function of a layer and its counterpart, once this is built, that gives it
             the layer's weights.
         counterparts: The classes of layers that have counterparts.
-        call: Function of a layer and its arguments that calls it, in place of calling
-            it (functional models only).
+        inputs: The copy's inputs, of a functional model. Defaults to new ones.
+        call: Function of a layer of a functional model and its arguments, which calls
+            the layer or does something else.
 
     Returns:
         The copy, and the list of the layers of the model that were only copied.
@@ -27,12 +37,7 @@ def converted(model, convert, fill, counterparts, call=None):
     Raises:
         ValueError: If the model is neither, not built, or has no such layer.
     """
-    built = isinstance(model, keras.Sequential) and model.built
-    if not built and not getattr(model, "inputs", None):
-        raise ValueError(
-            "expected a built Sequential or functional model. "
-            f"Received: {type(model).__name__} {model.name!r}"
-        )
+    new_inputs(model)  # Or it raises.
     pairs, copied = [], []
 
     def clone(layer):
@@ -66,7 +71,11 @@ def converted(model, convert, fill, counterparts, call=None):
         return found
 
     made = keras.models.clone_model(
-        model, clone_function=clone, call_function=call, recursive=True
+        model,
+        input_tensors=inputs,
+        clone_function=clone,
+        call_function=call,
+        recursive=True,
     )
     if not pairs:
         kinds = sorted({type(layer).__name__ for layer in model._flatten_layers()})
@@ -82,6 +91,69 @@ def converted(model, convert, fill, counterparts, call=None):
         for one, other in both:
             _copy_state(one, other)
     return made, [layer for layer, _ in copied]
+
+
+def new_inputs(model):
+    """Makes inputs like a model's, in their structure.
+
+    Raises:
+        ValueError: If the model is neither Sequential nor functional, or not built.
+    """
+    if not isinstance(model, keras.Model) or not getattr(model, "inputs", None):
+        raise ValueError(
+            "expected a built Sequential or functional model. "
+            f"Received: {type(model).__name__} {getattr(model, 'name', model)!r}"
+        )
+    is_sequential = isinstance(model, keras.Sequential)
+    return keras.tree.map_structure(
+        lambda x: keras.Input(batch_shape=x.shape, dtype=x.dtype, name=x.name),
+        model.inputs[0] if is_sequential else model.input,
+    )
+
+
+def counterpart(layer, cls, **others):
+    """Makes a built layer of a class, with another one's arguments and input shapes.
+
+    Args:
+        layer: A built layer.
+        cls: A class of layers. Of the layer's configuration it gets what it takes.
+        **others: Arguments that are others.
+
+    Raises:
+        ValueError: If the layer is not built.
+    """
+    if not layer.built:
+        raise ValueError(f"expected a built layer. Received: {layer.name}")
+    made = with_arguments(cls, {**layer.get_config(), **others})
+    made.build_from_config(layer.get_build_config())
+    return made
+
+
+def with_arguments(cls, config):
+    """Makes a layer of a class, of a configuration's arguments that it takes."""
+    takes = {"name", "dtype", "trainable"} | _arguments(cls)
+    return cls.from_config({n: v for n, v in config.items() if n in takes})
+
+
+def _arguments(cls):
+    """What a class takes by name, with bases up to Keras's first one and its cell."""
+    is_ours = [base.__module__.startswith("kzoo.") for base in cls.__mro__]
+    bases = cls.__mro__[: is_ours.index(False) + 1]
+    takes = {name for base in bases for name in inspect.signature(base).parameters}
+    return takes | (_arguments(cls.cell_class) if hasattr(cls, "cell_class") else set())
+
+
+def has_plain_kernels(layer, converted_class):
+    """Whether a layer, or one inside of it, has kernels, and none is of that class."""
+    if any(isinstance(x, converted_class) for x in layer._flatten_layers()):
+        return False
+    return any("kernel" in v.name or v.name == "embeddings" for v in layer.weights)
+
+
+def holders(layer):
+    """What has a layer's weights: attention's projections, a cell, or itself."""
+    projections = [getattr(layer, name) for name in PROJECTIONS if hasattr(layer, name)]
+    return projections or [getattr(layer, "cell", layer)]
 
 
 def _copy_state(layer, other):

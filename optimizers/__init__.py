@@ -5,5 +5,6 @@ from .._backend import require_supported
 require_supported()
 
 # ruff: noqa: E402, F401
+from .fast_weights import ScaledSchedule, with_fast_weights
 from .lookahead.lookahead import Lookahead
 from .lookahead.slow_weights import SwapSlowWeights

@@ -10,6 +10,7 @@ from .registry import ModelInfo, build, info, list_models, register_model
 # of that name would hide once it is imported.)
 _LAZY = {
     "EvolutionStrategies": ".training",
+    "Lifelong": ".training",
     "OutOfDistribution": ".training",
     "classification": ".predictive",
     "diversity_report": ".diversity",
@@ -23,6 +24,7 @@ _LAZY = {
 
 __all__ = [
     "EvolutionStrategies",
+    "Lifelong",
     "ModelInfo",
     "OutOfDistribution",
     "build",

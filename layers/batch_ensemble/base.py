@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from ..conversion import counterpart, numpy
 from ..ops.arguments import integer
 from ..ops.batch_ensemble import batch_ensemble, check_rows
 from ..ops.random import own_initializer
@@ -38,6 +39,26 @@ class BatchEnsembleLayer(keras.layers.Layer):
         )
         self._of_shared = tuple(arguments)
 
+    def share_with(self, other):
+        """Takes another layer's shared layer, and so its kernel, in place of its own.
+
+        Args:
+            other: A layer of the same class and arguments.
+
+        Raises:
+            ValueError: If this layer is built already.
+        """
+        if self.built:
+            raise ValueError(
+                f"expected a layer that is not built yet. Received: {self.name}"
+            )
+        self._tracker.untrack(self.shared)
+        self.shared = other.shared
+
+    def _build_shared(self, input_shape):
+        if not self.shared.built:  # By another layer, that it is shared with.
+            self.shared.build(input_shape)
+
     def _add_fast_weights(self, sizes_in, sizes_out, prefix=""):
         """Makes r and s, of these sizes for each member."""
         lead = (self.rank,) if self.rank > 1 else ()
@@ -57,6 +78,37 @@ class BatchEnsembleLayer(keras.layers.Layer):
     def _fast_weights(self):
         """r and s: what every call reads them by."""
         return self.alpha, self.gamma
+
+    def member(self, index):
+        """Makes the plain Keras layer that one member is.
+
+        Args:
+            index: m, an integer from 0 to M - 1.
+
+        Returns:
+            A built layer with the member's own kernel, W ∘ (r_m s_mᵀ), and bias.
+
+        Raises:
+            ValueError: If the layer is not built, or there is no such member.
+        """
+        m = integer("index", index, 0, self.ensemble_size - 1)
+        plain = counterpart(self, type(self.shared))
+        self._give_member(m, plain)
+        return plain
+
+    def _give_member(self, m, plain):
+        """Gives a built plain layer the weights of member m."""
+        scale = self._scale(m, *self._fast_weights())
+        plain.kernel.assign(numpy(self.shared.kernel) * scale)
+
+    def _scale(self, m, r, s):
+        """What member m's kernel is in proportion to W: the sum over k of r_k s_kᵀ."""
+        r, s = ([w[m]] if self.rank == 1 else w[:, m] for w in map(numpy, (r, s)))
+        return sum(map(self._outer, r, s))
+
+    def _outer(self, r, s):
+        """r sᵀ, laid out as the last axes of a kernel: `[in, out]`."""
+        return r[:, None] * s
 
     def compute_output_shape(self, input_shape):
         """Returns the shared layer's output shape."""
@@ -114,7 +166,7 @@ class LinearBatchEnsemble(BatchEnsembleLayer):
     def build(self, input_shape):
         """Creates the shared kernel, the fast weights and the members' biases."""
         r, s, b = self._axes(input_shape)
-        self.shared.build(input_shape)
+        self._build_shared(input_shape)
         self.input_spec = self.shared.input_spec
         self._axes_of_r, self._axes_of_s = tuple(r), tuple(s)
         self._add_fast_weights(r.values(), s.values())
@@ -144,6 +196,11 @@ class LinearBatchEnsemble(BatchEnsembleLayer):
             bias_axis=self._axes_of_b,
         )
         return self.activation(outputs)
+
+    def _give_member(self, m, plain):
+        super()._give_member(m, plain)
+        if self.bias is not None:
+            plain.bias.assign(numpy(self.bias)[m])
 
     def get_config(self):
         """Returns the constructor's arguments that these layers have in common."""
@@ -178,3 +235,18 @@ class ChannelBatchEnsemble(LinearBatchEnsemble):
     def get_config(self):
         """Returns the constructor's arguments that these layers have in common."""
         return {**super().get_config(), "use_bias": self.use_bias}
+
+
+def fast_weights(model):
+    """The fast weights r and s of all layers of a model.
+
+    Args:
+        model: A `keras.Model` or layer.
+    """
+    return [
+        variable
+        for layer in model._flatten_layers()
+        if isinstance(layer, BatchEnsembleLayer)
+        for name in (p + w for p in ("", "recurrent_") for w in ("alpha", "gamma"))
+        if (variable := getattr(layer, name, None)) is not None
+    ]

@@ -4,7 +4,8 @@ import operator
 
 import keras
 
-from ..ops.arguments import is_integer
+from ..conversion import counterpart, numpy
+from ..ops.arguments import integer, is_integer
 from ..ops.batch_ensemble import per_member
 from ..ops.random import own_initializer
 from .member_weights import MemberWeights
@@ -105,6 +106,23 @@ class BiasBatchEnsemble(MemberWeights, keras.layers.Layer):
     def call(self, inputs):
         """Returns the rows, each with its member's bias."""
         return per_member(operator.add, inputs, self.bias, axis=self._axes)
+
+    def member(self, index):
+        """Makes the layer that one member is: Keras has none of a bias alone.
+
+        Args:
+            index: m, an integer from 0 to M - 1.
+
+        Returns:
+            A built layer of this class, of one member.
+
+        Raises:
+            ValueError: If the layer is not built, or there is no such member.
+        """
+        m = integer("index", index, 0, self.ensemble_size - 1)
+        made = counterpart(self, type(self), ensemble_size=1)
+        made.bias.assign(numpy(self.bias)[m : m + 1])
+        return made
 
     def get_config(self):
         """Returns the constructor's arguments."""

@@ -1,5 +1,7 @@
 """What BatchEnsemble's convolutions in one, two and three dimensions share."""
 
+import numpy as np
+
 from ..ops.arguments import integer
 from .base import ChannelBatchEnsemble
 
@@ -63,3 +65,9 @@ class ConvBatchEnsemble(ChannelBatchEnsemble):
             },
             use_bias=False,
         )
+
+    def _outer(self, r, s):
+        # Of an input's channel, W has the outputs of its group alone.
+        groups = self.shared.groups
+        r, s = r.reshape(groups, -1, 1), s.reshape(groups, 1, -1)
+        return np.concatenate(list(r * s), axis=-1)

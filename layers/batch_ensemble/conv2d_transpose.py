@@ -129,3 +129,6 @@ class Conv2DTransposeBatchEnsemble(ChannelBatchEnsemble):
             },
             use_bias=False,
         )
+
+    def _outer(self, r, s):
+        return s[:, None] * r  # The kernel is `[..., out, in]`.

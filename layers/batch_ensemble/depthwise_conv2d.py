@@ -130,3 +130,6 @@ class DepthwiseConv2DBatchEnsemble(ChannelBatchEnsemble):
             },
             use_bias=False,
         )
+
+    def _outer(self, r, s):
+        return r[:, None] * s.reshape(len(r), -1)

@@ -3,6 +3,7 @@
 import re
 
 import keras
+import numpy as np
 
 from ..ops.arguments import is_integer
 from ..ops.batch_ensemble import check_rows
@@ -147,6 +148,10 @@ class EinsumDenseBatchEnsemble(LinearBatchEnsemble):
                 f"the kernel has not. Received: equation={self.shared.equation!r}"
             )
         sizes = dict(zip(kernel, kernel_shape, strict=True))
+        of_r, of_s = (
+            "".join(x for x in word if x in sizes) for word in (inputs, outputs)
+        )
+        self._outer_equation = f"{of_r},{of_s}->{kernel}"
         r, s = (
             {i: sizes[x] for i, x in enumerate(word) if x in sizes}
             for word in (inputs, outputs)
@@ -155,6 +160,9 @@ class EinsumDenseBatchEnsemble(LinearBatchEnsemble):
             return r, s, None
         bias = bias_shape(equation, output_shape, self.bias_axes)
         return r, s, dict(enumerate(bias, len(outputs) - len(bias)))
+
+    def _outer(self, r, s):
+        return np.einsum(self._outer_equation, r, s)
 
     def compute_output_shape(self, input_shape):
         """Returns the output's shape."""

@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from ..conversion import numpy
 from ..ops.arguments import integer
 from ..ops.batch_ensemble import split_members
 from .base import BatchEnsembleLayer
@@ -109,7 +110,7 @@ class EmbeddingBatchEnsemble(BatchEnsembleLayer):
 
     def build(self, input_shape):
         """Creates the shared table and the fast weights."""
-        self.shared.build(input_shape)
+        self._build_shared(input_shape)
         self._add_fast_weights((self.shared.input_dim,), (self.shared.output_dim,))
 
     def call(self, inputs):
@@ -132,3 +133,7 @@ class EmbeddingBatchEnsemble(BatchEnsembleLayer):
     def compute_mask(self, inputs, mask=None):
         """Returns where the ids are not 0, if that stands for padding."""
         return self.shared.compute_mask(inputs)
+
+    def _give_member(self, m, plain):
+        scale = self._scale(m, *self._fast_weights())
+        plain.embeddings.assign(numpy(self.embeddings) * scale)

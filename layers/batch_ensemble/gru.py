@@ -143,3 +143,4 @@ class GRUBatchEnsemble(BatchEnsembleRecurrentLayer):
     """
 
     cell_class = GRUCellBatchEnsemble
+    plain = keras.layers.GRU

@@ -140,3 +140,4 @@ class LSTMBatchEnsemble(BatchEnsembleRecurrentLayer):
     """
 
     cell_class = LSTMCellBatchEnsemble
+    plain = keras.layers.LSTM

@@ -1,5 +1,6 @@
 """What the layers have in common that share nothing between BatchEnsemble's members."""
 
+from ..conversion import counterpart, numpy
 from ..ops.arguments import integer
 from ..ops.batch_ensemble import check_rows
 
@@ -15,6 +16,26 @@ class MemberWeights:
     def add_weight(self, shape, **kwargs):
         """Makes a weight for each of M members: `[M, *shape]`."""
         return super().add_weight(shape=(self.ensemble_size, *shape), **kwargs)
+
+    def member(self, index):
+        """Makes the plain Keras layer that one member is.
+
+        Args:
+            index: m, an integer from 0 to M - 1.
+
+        Returns:
+            A built layer of the class of Keras's that this one derives from, with the
+            member's own weights.
+
+        Raises:
+            ValueError: If the layer is not built, or there is no such member.
+        """
+        m = integer("index", index, 0, self.ensemble_size - 1)
+        classes = type(self).__mro__
+        plain = counterpart(self, classes[classes.index(MemberWeights) + 1])
+        for weight in self.weights:
+            getattr(plain, weight.name).assign(numpy(weight)[m])
+        return plain
 
     def compute_output_shape(self, input_shape):
         """Returns the input's shape."""

@@ -94,7 +94,7 @@ class TileMembers(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(package="kzoo")
 class AverageMembers(keras.layers.Layer):
-    """Turns the logits of M members into those of the ensemble.
+    """Turns the outputs of M members, such as logits, into those of the ensemble.
 
     In training the rows stay the members' own and the output is their
     log-probabilities log p_m(c), so that a cross-entropy from logits is the mean of
@@ -108,22 +108,27 @@ class AverageMembers(keras.layers.Layer):
     in `fit` and in `evaluate`. The output is float32 also under mixed precision
     (float64 if the logits are).
 
+    Outputs that are no logits, such as probabilities or a regression's, are left alone
+    in training and averaged as they are outside of it (`from_logits=False`).
+
     Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
     Ensemble and Lifelong Learning", 2020. https://arxiv.org/abs/2002.06715
 
     Args:
         ensemble_size: M, the number of members.
+        from_logits: Whether the inputs are logits of a classifier.
         **kwargs: `keras.layers.Layer`'s arguments.
 
     Call arguments:
-        inputs: Logits of a member-major batch, `[M * B, ..., C]`.
+        inputs: Logits of a member-major batch, `[M * B, ..., C]`; or other outputs,
+            `[M * B, ...]`.
         training: Whether the batch is a training batch. Defaults to False.
 
     Input shape:
-        `[M * B, ..., C]`.
+        `[M * B, ..., C]`, or `[M * B, ...]` if not from logits.
 
     Output shape:
-        `[B, ..., C]`; in training, the input's.
+        The input's with B in place of M * B; in training, the input's.
 
     Raises:
         ValueError: If `ensemble_size` is not an integer of at least 1, or does not
@@ -141,18 +146,24 @@ class AverageMembers(keras.layers.Layer):
     2
     """
 
-    def __init__(self, ensemble_size, **kwargs):
+    def __init__(self, ensemble_size, from_logits=True, **kwargs):
         # Without autocast, float32 logits do not lose their digits under a mixed
         # precision policy before they are averaged.
         super().__init__(autocast=False, **kwargs)
         self.ensemble_size = integer("ensemble_size", ensemble_size)
-        self.input_spec = keras.InputSpec(min_ndim=2)
+        self.from_logits = from_logits
+        self.input_spec = keras.InputSpec(min_ndim=2 if from_logits else 1)
         self.supports_masking = True
         self._training = False
 
     def call(self, inputs, training=False):
-        """Returns members' or, outside training, the ensemble's log-probabilities."""
+        """Returns members' or, outside training, the ensemble's outputs."""
         self._training = training
+        if not self.from_logits:
+            outputs = at_least_float32(inputs)
+            if training:
+                return outputs
+            return ops.mean(split_members(outputs, self.ensemble_size), axis=0)
         if training:
             return ops.log_softmax(at_least_float32(inputs), axis=-1)
         members = split_members(inputs, self.ensemble_size)
@@ -178,7 +189,11 @@ class AverageMembers(keras.layers.Layer):
 
     def get_config(self):
         """Returns the constructor's arguments."""
-        return {**super().get_config(), "ensemble_size": self.ensemble_size}
+        return {
+            **super().get_config(),
+            "ensemble_size": self.ensemble_size,
+            "from_logits": self.from_logits,
+        }
 
 
 @keras.saving.register_keras_serializable(package="kzoo", name="FirstMember")

@@ -5,6 +5,8 @@ from operator import attrgetter
 import keras
 from keras import ops
 
+from ..conversion import counterpart, numpy
+from ..ops.arguments import integer
 from ..ops.batch_ensemble import (
     batch_ensemble,
     batch_ensemble_step,
@@ -130,7 +132,7 @@ class BatchEnsembleCell(RecurrentCell, ChannelBatchEnsemble, SeededLayer):
 
     def build(self, input_shape):
         """Creates the shared kernels, the fast weights and the members' biases."""
-        self.shared.build(input_shape)
+        self._build_shared(input_shape)
         (features, width), (units, _), bias = self._weight_shapes(input_shape)
         self._add_fast_weights((features,), (width,))
         self._add_fast_weights((units,), (width,), prefix="recurrent_")
@@ -142,6 +144,11 @@ class BatchEnsembleCell(RecurrentCell, ChannelBatchEnsemble, SeededLayer):
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
             )
+
+    def _give_member(self, m, plain):
+        super()._give_member(m, plain)
+        scale = self._scale(m, self.recurrent_alpha, self.recurrent_gamma)
+        plain.recurrent_kernel.assign(numpy(self.recurrent_kernel) * scale)
 
     def compute_output_shape(self, inputs_shape, states_shape):
         """Returns the output's and the states' shapes."""
@@ -158,8 +165,9 @@ class BatchEnsembleCell(RecurrentCell, ChannelBatchEnsemble, SeededLayer):
 
 
 class BatchEnsembleRecurrentLayer(RecurrentLayer):
-    """A recurrent layer around a `BatchEnsembleCell`."""
+    """A recurrent layer around a `BatchEnsembleCell`; `plain` is Keras's class."""
 
+    plain = None
     rank = property(attrgetter("cell.rank"))
     ensemble_size = property(attrgetter("cell.ensemble_size"))
     shared = property(attrgetter("cell.shared"))
@@ -170,6 +178,24 @@ class BatchEnsembleRecurrentLayer(RecurrentLayer):
     recurrent_alpha = property(attrgetter("cell.recurrent_alpha"))
     recurrent_gamma = property(attrgetter("cell.recurrent_gamma"))
     bias = property(attrgetter("cell.bias"))
+
+    def member(self, index):
+        """Makes the plain recurrent layer that one member is.
+
+        Args:
+            index: m, an integer from 0 to M - 1.
+
+        Returns:
+            A built layer with the member's own kernels, W ∘ (r_m s_mᵀ) and
+            U ∘ (r'_m s'_mᵀ), and biases.
+
+        Raises:
+            ValueError: If the layer is not built, or there is no such member.
+        """
+        m = integer("index", index, 0, self.ensemble_size - 1)
+        plain = counterpart(self, self.plain)
+        self.cell._give_member(m, plain.cell)
+        return plain
 
     def compute_output_shape(self, sequences_shape, initial_state_shape=None):
         """Returns the output's shape, and those of the states if it returns them."""

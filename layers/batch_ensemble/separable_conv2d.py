@@ -2,6 +2,7 @@
 
 import keras
 
+from ..conversion import numpy
 from ..ops.arguments import integer
 from .base import ChannelBatchEnsemble
 
@@ -155,3 +156,15 @@ class SeparableConv2DBatchEnsemble(ChannelBatchEnsemble):
     def pointwise_kernel(self):
         """The kernel Q that all members share."""
         return self.shared.pointwise_kernel
+
+    def _give_member(self, m, plain):
+        if self.rank > 1:
+            raise ValueError(
+                "expected fast weights of rank 1: the sum of several separable maps is "
+                f"none. Received: rank={self.rank}"
+            )
+        r, s = (numpy(w)[m] for w in self._fast_weights())
+        plain.depthwise_kernel.assign(numpy(self.depthwise_kernel) * r[:, None])
+        plain.pointwise_kernel.assign(numpy(self.pointwise_kernel) * s)
+        if self.bias is not None:
+            plain.bias.assign(numpy(self.bias)[m])

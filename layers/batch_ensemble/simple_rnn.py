@@ -149,3 +149,4 @@ class SimpleRNNBatchEnsemble(BatchEnsembleRecurrentLayer):
     """
 
     cell_class = SimpleRNNCellBatchEnsemble
+    plain = keras.layers.SimpleRNN

@@ -14,22 +14,23 @@ def is_number(value):
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
-def integer(name, value, least=1):
+def integer(name, value, least=1, most=math.inf):
     """Returns an argument that must be an integer, as Python's.
 
     Args:
         name: The argument's name, for the message.
         value: What was given for it.
         least: The smallest value it may have.
+        most: The largest.
 
     Raises:
-        ValueError: If it is no integer, or less.
+        ValueError: If it is no integer, or not within these bounds.
     """
-    if is_integer(value) and value >= least:
+    if is_integer(value) and least <= value <= most:
         return int(value)
+    bounds = f"of at least {least}" if most == math.inf else f"from {least} to {most}"
     raise ValueError(
-        f"expected `{name}` to be an integer of at least {least}. "
-        f"Received: {name}={value!r}"
+        f"expected `{name}` to be an integer {bounds}. Received: {name}={value!r}"
     )
 
 

@@ -6,7 +6,7 @@ import warnings
 import keras
 import numpy as np
 
-from ..conversion import converted, numpy
+from ..conversion import converted, has_plain_kernels, holders, numpy
 from ..ops.arguments import integer, positive
 from . import (
     attention,
@@ -82,13 +82,6 @@ ARGUMENTS = {
     (keras.layers.Embedding, "kernel"): "embeddings",
     **{(layer, "recurrent_kernel"): "recurrent" for layer in RECURRENT},
 }
-PROJECTIONS = (
-    "_query_dense",
-    "_key_dense",
-    "_value_dense",
-    "_gate_dense",
-    "_output_dense",
-)
 METHODS = {
     "flipout": "Flipout",
     "reparameterization": "Reparameterization",
@@ -224,7 +217,7 @@ def to_bayesian(
         untransformed[0].assign(inverse_softplus(std, weight.dtype))
 
     made, copied = converted(model, convert, _by_weight(fill), COUNTERPARTS)
-    left = [layer for layer in copied if _has_plain_kernels(layer)]
+    left = [layer for layer in copied if has_plain_kernels(layer, VariationalLayer)]
     if left:
         names = ", ".join(f"{type(w).__name__} {w.name!r}" for w in left)
         warnings.warn(
@@ -276,7 +269,7 @@ def from_bayesian(model):
         if "activation" in takes:
             arguments["activation"] = layer.activation
         arguments["activity_regularizer"] = _kept(layer, "activity_regularizer")
-        one = _holders(layer)[0]  # Attention's projections are all alike.
+        one = holders(layer)[0]  # Attention's projections are all alike.
         if "use_bias" in takes:
             arguments["use_bias"] = one.bias is not None
         elif "bias_axes" in takes and one.bias is None:
@@ -299,18 +292,11 @@ def _by_weight(fill):
     """Makes of a function of two weights one of the two layers that have them."""
 
     def of_layers(layer, found):
-        for pair in zip(_holders(layer), _holders(found), strict=True):
+        for pair in zip(holders(layer), holders(found), strict=True):
             for weights in zip(*map(_weights, pair), strict=True):
                 fill(*weights)
 
     return of_layers
-
-
-def _has_plain_kernels(layer):
-    """Whether a layer, or one inside of it, has kernels without a distribution."""
-    if any(isinstance(x, VariationalLayer) for x in layer._flatten_layers()):
-        return False
-    return any("kernel" in v.name or v.name == "embeddings" for v in layer.weights)
 
 
 def _kept(layer, name):
@@ -321,12 +307,6 @@ def _kept(layer, name):
 def _kernels(plain):
     """The names of the kernels of a plain class's counterparts."""
     return ("kernel", "recurrent_kernel") if plain in RECURRENT else ("kernel",)
-
-
-def _holders(layer):
-    """What has a layer's weights: attention's projections, a cell, or itself."""
-    projections = [getattr(layer, name) for name in PROJECTIONS if hasattr(layer, name)]
-    return projections or [getattr(layer, "cell", layer)]
 
 
 def _weights(holder):

@@ -2,11 +2,13 @@
 
 from .evaluate import evaluate
 from .evolution_strategies import EvolutionStrategies
+from .lifelong import Lifelong
 from .out_of_distribution import OutOfDistribution
 from .train import TrainResult, train
 
 __all__ = [
     "EvolutionStrategies",
+    "Lifelong",
     "OutOfDistribution",
     "TrainResult",
     "evaluate",

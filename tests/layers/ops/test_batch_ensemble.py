@@ -8,11 +8,8 @@ from kzoo.layers.ops.batch_ensemble import (
     batch_ensemble,
     batch_ensemble_step,
     merge_members,
-<<<<<<< HEAD
-    repeat_members,
-=======
     per_member,
->>>>>>> 9bd23b8 (BatchEnsemble has normalizations, PReLU and biases that are each member's own)
+    repeat_members,
     split_members,
 )
 

@@ -1,0 +1,273 @@
+"""From a plain model to an ensemble that shares its weights, and back to a member."""
+
+import warnings
+
+import keras
+
+from ..conversion import (
+    converted,
+    has_plain_kernels,
+    holders,
+    new_inputs,
+    numpy,
+    with_arguments,
+)
+from ..ops.arguments import integer
+from . import (
+    batch_normalization,
+    bias,
+    conv1d,
+    conv2d,
+    conv2d_transpose,
+    conv3d,
+    dense,
+    depthwise_conv2d,
+    einsum_dense,
+    embedding,
+    gru,
+    layer_normalization,
+    lstm,
+    prelu,
+    separable_conv2d,
+    simple_rnn,
+)
+from .members import AverageMembers, TileMembers
+
+# Plain layer -> its counterpart with fast weights
+COUNTERPARTS = {
+    keras.layers.Dense: dense.DenseBatchEnsemble,
+    keras.layers.EinsumDense: einsum_dense.EinsumDenseBatchEnsemble,
+    keras.layers.Conv1D: conv1d.Conv1DBatchEnsemble,
+    keras.layers.Conv2D: conv2d.Conv2DBatchEnsemble,
+    keras.layers.Conv3D: conv3d.Conv3DBatchEnsemble,
+    keras.layers.Conv2DTranspose: conv2d_transpose.Conv2DTransposeBatchEnsemble,
+    keras.layers.DepthwiseConv2D: depthwise_conv2d.DepthwiseConv2DBatchEnsemble,
+    keras.layers.SeparableConv2D: separable_conv2d.SeparableConv2DBatchEnsemble,
+    keras.layers.Embedding: embedding.EmbeddingBatchEnsemble,
+    keras.layers.SimpleRNN: simple_rnn.SimpleRNNBatchEnsemble,
+    keras.layers.GRU: gru.GRUBatchEnsemble,
+    keras.layers.LSTM: lstm.LSTMBatchEnsemble,
+}
+# Plain layer -> its counterpart with weights of each member's own
+OWN = {
+    keras.layers.BatchNormalization: (
+        batch_normalization.BatchNormalizationBatchEnsemble
+    ),
+    keras.layers.LayerNormalization: (
+        layer_normalization.LayerNormalizationBatchEnsemble
+    ),
+    keras.layers.PReLU: prelu.PReLUBatchEnsemble,
+}
+# What has members that are layers by themselves
+WITH_MEMBERS = (*COUNTERPARTS.values(), *OWN.values(), bias.BiasBatchEnsemble)
+OF_MEMBERS = (TileMembers, AverageMembers)
+AVERAGES = ("logits", "outputs", None)
+FAST = ("rank", "alpha_initializer", "gamma_initializer")
+
+
+def to_batch_ensemble(
+    model,
+    ensemble_size=4,
+    *,
+    rank=1,
+    alpha_initializer="ones",
+    gamma_initializer="ones",
+    own_normalization=False,
+    average="logits",
+    share_with=None,
+):
+    """Makes a BatchEnsemble of M members around the weights of a plain model.
+
+    Each dense layer, einsum layer, convolution, embedding, multi-head attention and
+    recurrent layer, also those of a `keras.layers.Bidirectional`, becomes the one of
+    this package whose members share the plain layer's kernel W and have fast weights r
+    and s and a bias of their own, which starts as the plain one:
+
+        W_m = W ∘ (r_m s_mᵀ),   b_m = b.
+
+    `kzoo.layers.TileMembers` stands before the first of them and shows all members
+    the same rows outside training; `kzoo.layers.AverageMembers` at the end averages
+    what they predict. All else stays as it is: names, other layers and their weights,
+    shared layers, nested models, which layers are frozen. With fast weights that start
+    as ones, each member computes what the plain model does, until it is trained; see
+    `kzoo.layers.batch_ensemble_initializer` for members that start apart.
+
+    Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
+    Ensemble and Lifelong Learning", 2020. https://arxiv.org/abs/2002.06715
+
+    Args:
+        model: A built Sequential or functional `keras.Model`. Layers inside of other
+            layers, such as `keras.layers.TimeDistributed`, and layers of classes
+            derived from Keras's are shared by the members as they are; those with
+            kernels are named by a warning.
+        ensemble_size: M, the number of members.
+        rank: K, how many fast weights are summed in each layer. (Ones start at K W.)
+        alpha_initializer: For all r.
+        gamma_initializer: For all s.
+        own_normalization: Whether members also have batch and layer normalizations of
+            their own, with statistics of their own rows, and PReLU's slopes. By default
+            they share them.
+        average: What the model's outputs are. `"logits"`: the ensemble's are the log
+            of the mean of the members' probabilities. `"outputs"`: anything whose mean
+            is meant, such as probabilities or a regression's. None: no average; the
+            outputs are the members' own, member-major, in training and outside.
+        share_with: What this function has made of the same model before. Its W are
+            those of the new ensemble too: there is one of each, which both read, and
+            whoever trains it changes it for both. By default W are copied.
+
+    Returns:
+        A `keras.Model`, not compiled.
+
+    Raises:
+        ValueError: If an argument is out of range, the model is neither Sequential nor
+            functional, or no layer has a counterpart.
+        KeyError: If a layer of the model has none of its name in `share_with`.
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from kzoo.layers import to_batch_ensemble
+    >>> model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3)])
+    >>> ensemble = to_batch_ensemble(model, ensemble_size=4)
+    >>> [type(layer).__name__ for layer in ensemble.layers]
+    ['TileMembers', 'DenseBatchEnsemble', 'AverageMembers']
+    >>> x = np.ones((2, 5), "float32")
+    >>> plain, of_four = (keras.ops.softmax(m(x)) for m in (model, ensemble))
+    >>> bool(np.allclose(plain, of_four, atol=1e-6))
+    True
+    """
+    ensemble_size = integer("ensemble_size", ensemble_size)
+    rank = integer("rank", rank)
+    if average not in AVERAGES:
+        raise ValueError(
+            f"expected `average` to be one of {AVERAGES}. Received: average={average!r}"
+        )
+    counterparts = {**COUNTERPARTS, **OWN} if own_normalization else COUNTERPARTS
+    fast = {"alpha_initializer": alpha_initializer, "rank": rank}
+    fast |= {"gamma_initializer": gamma_initializer}
+    # Of recurrent layers, for the recurrent kernel.
+    fast |= {f"recurrent_{n}": v for n, v in fast.items() if n != "rank"}
+
+    owners = {}
+    if share_with is not None:
+        owners = {layer.name: layer for layer in share_with._flatten_layers()}
+
+    def convert(layer):
+        made = counterparts.get(type(layer))
+        if made is None:
+            return None
+        config = {**layer.get_config(), **fast, "ensemble_size": ensemble_size}
+        found = with_arguments(made, config)
+        if share_with is not None and type(layer) in COUNTERPARTS:
+            pairs = zip(holders(found), holders(owners[layer.name]), strict=True)
+            for one, other in pairs:
+                one.share_with(other)
+        return found
+
+    def fill(layer, found):
+        for one, other in zip(holders(layer), holders(found), strict=True):
+            for weight in one.weights:
+                of = getattr(other, "shared", other)
+                if weight.name == "bias" or not hasattr(of, weight.name):
+                    of = other
+                elif of is not other and share_with is not None:
+                    continue  # W is there already.
+                variable = getattr(of, weight.name)
+                value = numpy(weight)
+                if variable.shape != weight.shape:
+                    value = value[None].repeat(ensemble_size, 0)
+                variable.assign(value)
+
+    inputs = new_inputs(model)
+    tiled = {id(x): TileMembers(ensemble_size)(x) for x in keras.tree.flatten(inputs)}
+
+    def call(layer, *args, **kwargs):
+        """Calls a layer, of the model's inputs on those of all members."""
+        args, kwargs = keras.tree.map_structure(
+            lambda x: tiled.get(id(x), x), (args, kwargs)
+        )
+        return layer(*args, **kwargs)
+
+    last = (
+        []
+        if average is None
+        else [AverageMembers(ensemble_size, from_logits=average == "logits")]
+    )
+    if isinstance(model, keras.Sequential):
+        made, copied = converted(model, convert, fill, counterparts)
+        first = [inputs, TileMembers(ensemble_size)]
+        made = keras.Sequential([*first, *made.layers, *last], name=model.name)
+    else:
+        made, copied = converted(model, convert, fill, counterparts, inputs, call)
+        outputs = made.output
+        for layer in last:
+            outputs = keras.tree.map_structure(layer, outputs)
+        made = keras.Model(inputs, outputs, name=model.name)
+    left = [layer for layer in copied if has_plain_kernels(layer, WITH_MEMBERS)]
+    if left:
+        names = ", ".join(f"{type(w).__name__} {w.name!r}" for w in left)
+        warnings.warn(
+            "to_batch_ensemble: layers without a counterpart are shared by all members "
+            f"as they are: {names}",
+            stacklevel=2,
+        )
+    return made
+
+
+def from_batch_ensemble(model, member):
+    """Makes the plain model that one member of a BatchEnsemble is.
+
+    The inverse of `to_batch_ensemble`: layers with fast weights become Keras's own
+    with the member's kernel, W ∘ (r_m s_mᵀ), and bias; `kzoo.layers.TileMembers` and
+    `kzoo.layers.AverageMembers` go.
+
+    Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
+    Ensemble and Lifelong Learning", 2020. https://arxiv.org/abs/2002.06715
+
+    Args:
+        model: A built Sequential or functional `keras.Model` with BatchEnsemble
+            layers, such as `to_batch_ensemble` makes.
+        member: m, an integer from 0 to M - 1.
+
+    Returns:
+        A `keras.Model`, not compiled, that computes in inference what the member does
+        for its rows, up to the normalization of logits.
+
+    Raises:
+        ValueError: If the model has no such layers, there is no such member, or a
+            layer's member is none of Keras's layers.
+
+    Example:
+
+    >>> import keras
+    >>> from kzoo.layers import DenseBatchEnsemble, TileMembers, from_batch_ensemble
+    >>> layers = [keras.Input((5,)), TileMembers(4), DenseBatchEnsemble(3)]
+    >>> plain = from_batch_ensemble(keras.Sequential(layers), member=2)
+    >>> [type(layer).__name__ for layer in plain.layers]
+    ['Dense']
+    """
+
+    def convert(layer):
+        if type(layer) in WITH_MEMBERS:
+            return layer.member(member)
+        if hasattr(layer, "ensemble_size") and not isinstance(layer, OF_MEMBERS):
+            raise ValueError(
+                "expected layers whose members are Keras's. Received: "
+                f"{type(layer).__name__} {layer.name!r}"
+            )
+        return None
+
+    def fill(layer, found):
+        """Does nothing: the layer was made with its weights."""
+
+    def call(layer, *args, **kwargs):
+        if isinstance(layer, OF_MEMBERS):
+            return args[0]
+        return layer(*args, **kwargs)
+
+    if isinstance(model, keras.Sequential):
+        made, _ = converted(model, convert, fill, WITH_MEMBERS)
+        kept = [layer for layer in made.layers if not isinstance(layer, OF_MEMBERS)]
+        return keras.Sequential([new_inputs(model), *kept], name=model.name)
+    return converted(model, convert, fill, WITH_MEMBERS, call=call)[0]

@@ -1,0 +1,120 @@
+"""Another step size for BatchEnsemble's fast weights than for what they share."""
+
+import re
+
+import keras
+
+from ..layers.batch_ensemble.base import fast_weights
+from ..layers.ops.arguments import positive
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """A learning rate schedule times a factor.
+
+    Args:
+        schedule: A `keras.optimizers.schedules.LearningRateSchedule`.
+        factor: What its learning rates are multiplied by.
+
+    Example:
+
+    >>> import keras
+    >>> from kzoo.optimizers import ScaledSchedule
+    >>> whole = keras.optimizers.schedules.CosineDecay(1.0, decay_steps=10)
+    >>> float(ScaledSchedule(whole, 0.5)(0))
+    0.5
+    """
+
+    def __init__(self, schedule, factor):
+        self.schedule = schedule
+        self.factor = factor
+
+    def __call__(self, step):
+        """Returns the learning rate of a step."""
+        return self.factor * self.schedule(step)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        schedule = keras.optimizers.schedules.serialize(self.schedule)
+        return {"schedule": schedule, "factor": self.factor}
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a schedule from what `get_config` returns."""
+        schedule = keras.optimizers.schedules.deserialize(config["schedule"])
+        return cls(schedule, config["factor"])
+
+
+def with_fast_weights(optimizer, model, multiplier=0.5):
+    """Makes an optimizer whose steps along BatchEnsemble's fast weights are others.
+
+    Fast weights r and s multiply all inputs and outputs of the weights W that the
+    members share. They are updated at `multiplier` times the learning rate η, and
+    without weight decay (which would pull them, and with them all members, to 0
+    where they are to stay near 1); all else is updated as before:
+
+        W ← W + η Δ(W) - η λ W,   r ← r + multiplier · η Δ(r),   likewise s,
+
+    with Δ(·) the optimizer's step, such as Adam's. The multiplier is of the update:
+    gradients times a number would make no difference to Adam, whose steps do not
+    depend on their size.
+
+    Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
+    Ensemble and Lifelong Learning", 2020. https://arxiv.org/abs/2002.06715 (The
+    multiplier is not in the paper; 0.5, of the gradients of SGD, where that is the
+    same, is in the authors' code for CIFAR and ImageNet.)
+
+    Args:
+        optimizer: A Keras optimizer with a learning rate or schedule of its own. Put
+            wrappers around the result: `Lookahead(with_fast_weights(Adam(), model))`.
+        model: A built model with BatchEnsemble layers. It is recognised by the names
+            of its layers.
+        multiplier: What the learning rate of fast weights is multiplied by, above 0.
+
+    Returns:
+        A `keras.optimizers.MultiOptimizer` of `optimizer` and of its copy for the fast
+        weights, to be given to `compile`. It has no learning rate of its own: assign to
+        `result.optimizers[0].learning_rate` or `[1]`. Clipping by global norm, if the
+        optimizer has it, is over each one's gradients.
+
+    Raises:
+        ValueError: If the multiplier is not above 0, the model has no fast weights, or
+            the optimizer wraps others.
+
+    Example:
+
+    >>> import keras
+    >>> from kzoo.layers import DenseBatchEnsemble
+    >>> from kzoo.optimizers import with_fast_weights
+    >>> model = keras.Sequential([keras.Input((5,)), DenseBatchEnsemble(3)])
+    >>> adam = keras.optimizers.AdamW(1e-3, weight_decay=1e-2)
+    >>> model.compile(with_fast_weights(adam, model), loss="mse")
+    """
+    multiplier = positive("multiplier", multiplier)
+    names = [re.escape("/".join(w.path.split("/")[-2:])) for w in fast_weights(model)]
+    if not names:
+        raise ValueError(
+            "expected a built model with BatchEnsemble layers. Received: "
+            f"{model.name}, with {sorted({type(x).__name__ for x in model.layers})}"
+        )
+    if hasattr(optimizer, "inner_optimizer") or hasattr(optimizer, "optimizers"):
+        raise ValueError(
+            "expected an optimizer with its own update rule: put what wraps it around "
+            f"the result. Received: optimizer={type(optimizer).__name__}"
+        )
+    config = {**optimizer.get_config(), "name": f"{optimizer.name}_of_fast_weights"}
+    rate, schedules = config["learning_rate"], keras.optimizers.schedules
+    if isinstance(rate, dict):
+        scaled = ScaledSchedule(schedules.deserialize(rate), multiplier)
+        config["learning_rate"] = schedules.serialize(scaled)
+    else:
+        config["learning_rate"] = multiplier * rate
+    if config.get("weight_decay") is not None:
+        config["weight_decay"] = 0.0
+    fast = type(optimizer).from_config(config)
+    # A saved model's paths have other beginnings once it is loaded. One key, for a key
+    # is an optimizer when it is loaded.
+    key = f"(?:.*/)?(?:{'|'.join(dict.fromkeys(names))})"
+    return keras.optimizers.MultiOptimizer(
+        keras.optimizers.OptimizerMap(optimizer, {key: fast})
+    )

@@ -1,0 +1,280 @@
+"""To an ensemble and back to each of its members, by outputs and weights."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import kzoo.layers
+from kzoo.layers import (
+    AverageMembers,
+    BatchNormalizationBatchEnsemble,
+    DenseBatchEnsemble,
+    TileMembers,
+    from_batch_ensemble,
+    to_batch_ensemble,
+)
+
+M = 3
+APART = {"alpha_initializer": "random_normal", "gamma_initializer": "random_normal"}
+layers = keras.layers
+
+
+def value(x):
+    return ops.convert_to_numpy(x)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def randomize(model, seed=0):
+    """Gives every weight a value of its own; variances stay positive."""
+    numbers = np.random.default_rng(seed)
+    for v in model.weights:
+        size = numbers.normal(size=v.shape) * 0.3
+        v.assign(np.abs(size) + 0.5 if "variance" in v.path else size)
+    return model
+
+
+def images():
+    """Convolutions of all kinds, with a shared layer and a model inside the model."""
+    x = keras.Input((8, 8, 2))
+    inner = keras.Sequential(
+        [
+            keras.Input((4, 4, 4)),
+            layers.SeparableConv2D(4, 3, padding="same"),
+            layers.PReLU(shared_axes=[1, 2]),
+        ],
+        name="inner",
+    )
+    y = layers.Conv2D(4, 3, 2, padding="same", groups=2, activation="tanh")(x)
+    y = layers.BatchNormalization()(y)
+    shared = layers.DepthwiseConv2D(3, padding="same", name="twice")
+    y = layers.Add()([shared(y), shared(ops.relu(inner(y)))])
+    y = layers.Conv2DTranspose(3, 3, 2, padding="same")(y)
+    y = layers.LayerNormalization()(layers.Flatten()(y))
+    return keras.Model(x, layers.Dense(5)(y), name="images")
+
+
+def words():
+    """Layers for sequences, a mask, two inputs and two outputs."""
+    ids, x = keras.Input((6,), dtype="int32", name="ids"), keras.Input((6, 4), name="x")
+    y = layers.Embedding(7, 4, mask_zero=True)(ids)
+    y = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(y)
+    y = layers.Concatenate()([y, x])
+    y = layers.EinsumDense("abc,cd->abd", (None, 4), bias_axes="d")(y)
+    y = layers.Conv1D(4, 2)(layers.GRU(4, return_sequences=True)(y))
+    first = layers.Dense(3, name="first")(layers.SimpleRNN(4)(y))
+    second = layers.Dense(2, name="second", use_bias=False)(y)
+    return keras.Model({"ids": ids, "x": x}, [first, second], name="words")
+
+
+def inputs_of(model, rows=2):
+    if model.name == "words":
+        ids = np.random.default_rng(0).integers(0, 7, (rows, 6))
+        return {"ids": ids.astype("int32"), "x": normal(rows, 6, 4)}
+    return normal(rows, *model.input_shape[1:])
+
+
+RANK = {"rank": 2, "ensemble_size": M}
+GROUPS = {**RANK, "kernel_size": 3, "groups": 2}
+DEPTH = {"kernel_size": 3, "depth_multiplier": 2, "ensemble_size": M}
+# Class, arguments, shape of a row; M is the number of members.
+LAYERS = [
+    (kzoo.layers.DenseBatchEnsemble, {"units": 4, "activation": "tanh", **RANK}, (5,)),
+    (kzoo.layers.Conv1DBatchEnsemble, {"filters": 4, **GROUPS}, (5, 4)),
+    (kzoo.layers.Conv2DBatchEnsemble, {"filters": 4, **GROUPS}, (5, 5, 4)),
+    (kzoo.layers.Conv3DBatchEnsemble, {"filters": 4, **GROUPS}, (4, 4, 4, 4)),
+    (
+        kzoo.layers.Conv2DTransposeBatchEnsemble,
+        {"filters": 4, "kernel_size": 3, **RANK},
+        (3, 3, 5),
+    ),
+    (kzoo.layers.DepthwiseConv2DBatchEnsemble, {**DEPTH, "rank": 2}, (4, 4, 3)),
+    (kzoo.layers.SeparableConv2DBatchEnsemble, {"filters": 5, **DEPTH}, (4, 4, 3)),
+    (
+        kzoo.layers.EinsumDenseBatchEnsemble,
+        {"equation": "abc,bcd->adb", "output_shape": (4, 2), "bias_axes": "d", **RANK},
+        (2, 3),
+    ),
+    (kzoo.layers.SimpleRNNBatchEnsemble, {"units": 4, **RANK}, (3, 5)),
+    (kzoo.layers.GRUBatchEnsemble, {"units": 4, "go_backwards": True, **RANK}, (3, 5)),
+    (
+        kzoo.layers.LSTMBatchEnsemble,
+        {"units": 4, "return_sequences": True, "use_bias": False, **RANK},
+        (3, 5),
+    ),
+    (
+        kzoo.layers.BatchNormalizationBatchEnsemble,
+        {"ensemble_size": M, "axis": 1, "center": False},
+        (3, 4),
+    ),
+    (
+        kzoo.layers.LayerNormalizationBatchEnsemble,
+        {"ensemble_size": M, "axis": [1, 2]},
+        (3, 4),
+    ),
+    (kzoo.layers.PReLUBatchEnsemble, {"ensemble_size": M, "shared_axes": [1]}, (3, 4)),
+]
+
+
+@pytest.mark.parametrize(
+    "cls, kwargs, row", LAYERS, ids=lambda x: getattr(x, "__name__", "")
+)
+def test_each_member_of_a_layer(cls, kwargs, row):
+    layer, x = cls(**kwargs), normal(2 * M, *row)
+    with pytest.raises(ValueError, match="expected a built layer"):
+        layer.member(0)
+    layer.build(x.shape)
+    randomize(layer)
+    rows = np.split(value(layer(x)), M)
+    for m, expected in enumerate(rows):
+        plain = layer.member(m)
+        assert type(plain).__name__ == cls.__name__.removesuffix("BatchEnsemble")
+        found = value(plain(np.split(x, M)[m]))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    for m in (-1, M, 0.5):
+        with pytest.raises(ValueError, match=f"from 0 to {M - 1}. Received: index="):
+            layer.member(m)
+
+
+def test_a_separable_map_of_rank_two_has_no_plain_member():
+    layer = kzoo.layers.SeparableConv2DBatchEnsemble(3, 2, rank=2)
+    layer.build((4, 3, 3, 2))
+    with pytest.raises(ValueError, match="Received: rank=2"):
+        layer.member(0)
+
+
+MODELS = pytest.mark.parametrize("make", [images, words])
+
+
+@MODELS
+def test_ones_are_the_plain_model(make):
+    plain = randomize(make())
+    ensemble = to_batch_ensemble(plain, M, average="outputs")
+    x = inputs_of(plain)
+    expected = keras.tree.flatten(plain(x))
+    for y, e in zip(keras.tree.flatten(ensemble(x)), expected, strict=True):
+        np.testing.assert_allclose(value(y), value(e), rtol=1e-4, atol=1e-5)
+    assert not [v.path for v in ensemble.weights if v.path.startswith("plain")]
+    ours = sorted(layer.name for layer in plain.layers if layer.weights)
+    assert ours == sorted(layer.name for layer in ensemble.layers if layer.weights)
+
+
+@MODELS
+@pytest.mark.parametrize("own", [False, True])
+def test_each_member_is_a_plain_model(make, own):
+    ensemble = to_batch_ensemble(
+        randomize(make()), M, average=None, own_normalization=own, **APART
+    )
+    randomize(ensemble, seed=1)
+    x = inputs_of(ensemble)
+    rows = [value(y) for y in keras.tree.flatten(ensemble(x))]
+    members = [from_batch_ensemble(ensemble, m) for m in range(M)]
+    for m, member in enumerate(members):
+        assert not {type(x).__module__ for x in member.layers if "kzoo" in str(type(x))}
+        for y, all_rows in zip(keras.tree.flatten(member(x)), rows, strict=True):
+            expected = np.split(all_rows, M)[m]
+            np.testing.assert_allclose(value(y), expected, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(np.split(rows[0], M)[0], np.split(rows[0], M)[1], atol=1e-2)
+
+
+def test_a_sequential_model_stays_one():
+    plain = keras.Sequential(
+        [keras.Input((4,), name="x"), layers.Dense(3, "relu"), layers.Dense(2)],
+        name="mlp",
+    )
+    plain.layers[0].trainable = False
+    ensemble = to_batch_ensemble(plain, M, rank=2, **APART)
+    assert isinstance(ensemble, keras.Sequential) and ensemble.name == "mlp"
+    kinds = [TileMembers, DenseBatchEnsemble, DenseBatchEnsemble, AverageMembers]
+    assert [type(layer) for layer in ensemble.layers] == kinds
+    assert [layer.trainable for layer in ensemble.layers[1:3]] == [False, True]
+    assert {layer.rank for layer in ensemble.layers[1:3]} == {2}
+    x = normal(5, 4)
+    of_members = [
+        value(ops.softmax(from_batch_ensemble(ensemble, m)(x))) for m in range(M)
+    ]
+    found = value(ops.softmax(ensemble(x)))
+    np.testing.assert_allclose(found, np.mean(of_members, 0), rtol=1e-5, atol=1e-6)
+    back = from_batch_ensemble(ensemble, 0)
+    assert isinstance(back, keras.Sequential)
+    assert [type(layer) for layer in back.layers] == [layers.Dense, layers.Dense]
+    assert [layer.activation for layer in back.layers] == [
+        layer.activation for layer in plain.layers
+    ]
+
+
+def test_own_normalization_starts_as_the_shared_one():
+    plain = randomize(keras.Sequential([keras.Input((4,)), layers.Dense(3)]))
+    plain.add(layers.BatchNormalization(momentum=0.5))
+    randomize(plain)
+    ensemble = to_batch_ensemble(plain, M, own_normalization=True)
+    own, of_plain = ensemble.layers[2], plain.layers[1]
+    assert type(own) is BatchNormalizationBatchEnsemble
+    assert own.momentum == 0.5
+    for name in ("gamma", "beta", "moving_mean", "moving_variance"):
+        expected = np.stack([value(getattr(of_plain, name))] * M)
+        np.testing.assert_array_equal(value(getattr(own, name)), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make, shape",
+    [
+        (keras.applications.MobileNetV2, (32, 32, 3)),
+        (keras.applications.EfficientNetV2B0, (32, 32, 3)),
+    ],
+    ids=["MobileNetV2", "EfficientNetV2B0"],
+)
+def test_keras_applications(make, shape):
+    plain = make(weights=None, input_shape=shape, classes=4)
+    ensemble = to_batch_ensemble(plain, 2, average="outputs")
+    x = 100 * np.abs(normal(2, *shape))
+    np.testing.assert_allclose(value(ensemble(x)), value(plain(x)), atol=1e-5)
+    member = from_batch_ensemble(ensemble, 1)
+    np.testing.assert_allclose(value(member(x)), value(plain(x)), atol=1e-5)
+    assert [type(layer) for layer in member.layers] == [
+        type(layer) for layer in plain.layers
+    ]
+
+
+def test_saved_and_loaded(tmp_path):
+    ensemble = to_batch_ensemble(randomize(words()), M, average=None, **APART)
+    ensemble.save(tmp_path / "words.keras")
+    loaded = keras.saving.load_model(tmp_path / "words.keras")
+    x = inputs_of(ensemble)
+    for y, e in zip(loaded(x), ensemble(x), strict=True):
+        np.testing.assert_allclose(value(y), value(e), atol=1e-6)
+
+
+def test_layers_that_are_left_plain_are_named():
+    plain = keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            layers.TimeDistributed(layers.Dense(2), name="each"),
+            layers.Dense(2),
+        ]
+    )
+    with pytest.warns(UserWarning, match="TimeDistributed 'each'"):
+        to_batch_ensemble(plain, M)
+
+
+def test_refusals():
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    for arguments in ({"ensemble_size": 0}, {"rank": 1.5}, {"average": "mean"}):
+        with pytest.raises(ValueError, match="Received: "):
+            to_batch_ensemble(plain, **arguments)
+    for model in (
+        keras.Sequential([layers.Dense(2)]),  # Not built.
+        keras.Sequential([keras.Input((4,)), layers.Dropout(0.5)]),
+    ):
+        with pytest.raises(ValueError, match="Received: "):
+            to_batch_ensemble(model)
+        with pytest.raises(ValueError, match="Received: "):
+            from_batch_ensemble(model, 0)
+    ensemble = to_batch_ensemble(plain, M)
+    for member in (M, -1, 1.0):
+        with pytest.raises(ValueError, match="Received: "):
+            from_batch_ensemble(ensemble, member)

@@ -1,0 +1,121 @@
+"""The step along fast weights is a multiple of the optimizer's, and decays nothing."""
+
+import keras
+import numpy as np
+import pytest
+
+from kzoo.layers import (
+    BatchNormalizationBatchEnsemble,
+    DenseBatchEnsemble,
+    LSTMBatchEnsemble,
+)
+from kzoo.optimizers import Lookahead, ScaledSchedule, with_fast_weights
+
+X = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")
+Y = np.random.default_rng(1).normal(size=(8, 2)).astype("float32")
+FAST = ("alpha", "gamma", "recurrent_alpha", "recurrent_gamma")
+
+
+def network(ensemble_size=2):
+    """Fast weights, normalizations whose γ are none, and plain layers."""
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            LSTMBatchEnsemble(3, ensemble_size=ensemble_size, name="lstm"),
+            keras.layers.BatchNormalization(name="norm"),
+            BatchNormalizationBatchEnsemble(ensemble_size, name="own_norm"),
+            DenseBatchEnsemble(2, ensemble_size=ensemble_size, name="dense"),
+            keras.layers.Dense(2, name="plain"),
+        ]
+    )
+
+
+def moved(optimizer, steps=1):
+    """How far each weight moves, by its path, and whether it is a fast weight."""
+    model = network()
+    model.compile(optimizer(model), "mse")
+    start = [v.numpy() for v in model.trainable_variables]
+    for _ in range(steps):
+        model.train_on_batch(X, Y)
+    pairs = zip(model.trainable_variables, start, strict=True)
+    # Without the model's name, another each time.
+    return {v.path.partition("/")[2]: v.numpy() - before for v, before in pairs}
+
+
+def is_fast(path):
+    return path.split("/")[-1] in FAST and "norm" not in path
+
+
+def test_adam_s_step_is_multiplied():
+    whole = moved(lambda model: keras.optimizers.Adam(0.01))
+    apart = moved(
+        lambda model: with_fast_weights(keras.optimizers.Adam(0.01), model, 0.3)
+    )
+    assert sum(map(is_fast, whole)) == 6
+    for path, step in whole.items():
+        factor = 0.3 if is_fast(path) else 1
+        np.testing.assert_allclose(apart[path], factor * step, rtol=1e-4, atol=1e-7)
+    # Of a gradient the factor would be lost: Adam's first step is its rate, and a sign.
+    fast = np.concatenate([np.ravel(apart[path]) for path in apart if is_fast(path)])
+    np.testing.assert_allclose(np.median(np.abs(fast)), 0.003, rtol=1e-3)
+
+
+def test_fast_weights_do_not_decay():
+    def adam(decay):
+        def make(model):
+            inner = keras.optimizers.AdamW(0.01, weight_decay=decay)
+            return with_fast_weights(inner, model, 1.0)
+
+        return make
+
+    without, decayed = moved(adam(0.0)), moved(adam(0.5))
+    for path, step in decayed.items():
+        if is_fast(path):
+            np.testing.assert_allclose(step, without[path], rtol=1e-6)
+    kernel = next(path for path in decayed if path.endswith("dense/shared/kernel"))
+    assert np.abs(decayed[kernel] - without[kernel]).max() > 1e-4
+
+
+def test_a_schedule_is_scaled():
+    def make(model):
+        schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.0])
+        return with_fast_weights(keras.optimizers.SGD(schedule), model, 0.5)
+
+    whole, found = moved(lambda model: keras.optimizers.SGD(0.1)), moved(make)
+    for path, step in whole.items():
+        factor = 0.5 if is_fast(path) else 1
+        np.testing.assert_allclose(found[path], factor * step, rtol=1e-5, atol=1e-6)
+    schedule = ScaledSchedule(keras.optimizers.schedules.CosineDecay(2.0, 4), 0.25)
+    again = keras.optimizers.schedules.deserialize(
+        keras.optimizers.schedules.serialize(schedule)
+    )
+    for step in range(5):
+        assert float(again(step)) == pytest.approx(
+            0.25 * (1 + np.cos(step * np.pi / 4))
+        )
+
+
+@pytest.mark.parametrize("around", [lambda x: x, lambda x: Lookahead(x, sync_period=2)])
+def test_resumed_it_goes_on(around, tmp_path):
+    model = network()
+    adam = keras.optimizers.Adam(0.01)
+    model.compile(around(with_fast_weights(adam, model)), "mse")
+    for _ in range(3):
+        model.train_on_batch(X, Y)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    losses = [[m.train_on_batch(X, Y) for _ in range(3)] for m in (model, loaded)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_refusals():
+    plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    adam = keras.optimizers.Adam()
+    with pytest.raises(ValueError, match="Received: .*with \\['Dense'\\]"):
+        with_fast_weights(adam, plain)
+    for multiplier in (0, -1, "half"):
+        with pytest.raises(ValueError, match="Received: multiplier="):
+            with_fast_weights(adam, network(), multiplier)
+    with pytest.raises(ValueError, match="Received: optimizer=Lookahead"):
+        with_fast_weights(Lookahead(adam), network())
