@@ -173,9 +173,10 @@ class Lifelong:
         """Makes one model of all tasks, to be exported or served.
 
         Returns:
-            A `keras.Model` from the input to a dict of the tasks' outputs by name. It
-            has the tasks' weights, not copies of them. (Save it by `lifelong.save`:
-            a `.keras` file would not keep that its layers share W.)
+            A `keras.Model` from the input to a dict of the tasks' outputs by name, as
+            `kzoo.zoo.export(model, folder, function=model)` takes it. It has the
+            tasks' weights, not copies of them. (To go on later, `lifelong.save`: a
+            `.keras` file does not keep that layers share W.)
 
         Raises:
             ValueError: If there is no task.
