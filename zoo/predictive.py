@@ -64,7 +64,7 @@ def classification(model):
     (4, (2, 4, 10))
     """
     before, temperature = split_off_temperature(model)
-    _check_logits(before)
+    check_logits(before)
     members, logits = _split_off_average(before)
     if members > 1:
         before = ending_in(logits, before)
@@ -131,7 +131,7 @@ def sampled_classification(model):
     (2, 16, 3)
     """
     before, temperature = split_off_temperature(model)
-    _check_logits(before)
+    check_logits(before)
 
     def predict(inputs, samples, seed):
         def logits(inputs):
@@ -273,7 +273,8 @@ def _of_members(logits, temperature):
     }
 
 
-def _check_logits(model):
+def check_logits(model):
+    """Raises ValueError if a model is known to end in anything but logits."""
     if is_regressor(model):
         raise ValueError(
             "The model must end in logits, not in means and variances. Received: model "
