@@ -1162,8 +1162,9 @@ def right_model(units=3, name="right_model"):
         name: Name of the model.
     """
     image = keras.Input((2, 2, 1), name="image")
-    x = keras.layers.Dense(4, "tanh")(keras.layers.Flatten()(image))
-    logits = keras.layers.Dense(units, dtype="float32")(x)
+    x = keras.layers.Flatten(name="flatten")(image)
+    x = keras.layers.Dense(4, "tanh", name="hidden")(x)
+    logits = keras.layers.Dense(units, dtype="float32", name="logits")(x)
     return keras.Model(image, logits, name=name)
 
 
@@ -1281,6 +1282,17 @@ def test_a_wrong_model_is_refused(function, check, registered):
 def test_a_model_without_a_sentence_is_refused(registered):
     with pytest.raises(harness.ContractError, match="registration: .* a sentence"):
         harness.check_model(registered(right_model, "toy"))
+
+
+def test_a_model_that_is_another_one(own_session, registered):
+    def larger_model(units=5, name="larger_model", **overrides):
+        return right_model(units, name, **overrides)
+
+    name, other = registered(wrong_model(larger_model)), registered(right_model)
+    harness.check_same_model(name, other, units=3)
+    assert name in own_session.checked and other not in own_session.checked
+    with pytest.raises(harness.ContractError, match="same model: .*'units': 3"):
+        harness.check_same_model(name, other, units=4)
 
 
 # --- right ones -------------------------------------------------------------------

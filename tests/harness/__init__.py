@@ -5,7 +5,7 @@ from .check import ContractError
 from .layer import check_layer
 from .loss import check_loss
 from .metric import check_metric
-from .model import check_model
+from .model import check_model, check_same_model
 from .optimizer import check_optimizer
 
 __all__ = [
@@ -16,4 +16,5 @@ __all__ = [
     "check_metric",
     "check_model",
     "check_optimizer",
+    "check_same_model",
 ]

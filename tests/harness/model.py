@@ -1,5 +1,7 @@
 """The contract of a registered model."""
 
+import itertools
+
 import keras
 import numpy as np
 
@@ -8,6 +10,7 @@ from .check import Check, arrays
 from .docs import check_docstring
 from .fresh import record_answer, record_case
 from .training import (
+    COMPILED,
     QUICK,
     XLA,
     check_lowering,
@@ -28,8 +31,8 @@ def check_model(name, **overrides):
     Args:
         name: The name it is registered by.
         overrides: Arguments that `build` gets each time. A network that is too big to
-            be run in a test is checked at a smaller size (`depth=10, width=1`); its own
-            tests have to say that it is right whole.
+            be run in a test is checked at a smaller size (`depth=10, width=1`), and
+            trained under XLA alone; its own tests have to say that it is right whole.
     """
     from kzoo.zoo import info
 
@@ -43,6 +46,32 @@ def check_model(name, **overrides):
     check_mixed_precision(subject)
     check_export(subject)
     leave_for_other_backend(subject)
+
+
+@session.noted
+def check_same_model(name, other, **overrides):
+    """Checks a registered model that is another one but for its size.
+
+    What `check_model` has found of the other one then holds for it.
+
+    Args:
+        name: The name it is registered by.
+        other: The other one's name.
+        overrides: With which it is the other one.
+    """
+    from kzoo.zoo import info
+
+    check_registration(name)
+    check_docstring(info(name).entry_point, "function")
+    with Check("build"):
+        subject = Subject(name, {})
+    check_build(subject)
+    with Check("same model") as check:
+        models = [subject.build(**overrides), Subject(other, {}).build()]
+        layers = [m.get_config()["layers"] for m in models]
+        for mine, its in itertools.zip_longest(*layers):
+            check.equal("a layer", mine, its)
+        check.close("the weights", *(m.weights for m in models))
 
 
 class Subject:
@@ -185,7 +214,8 @@ def check_training(subject):
     """Training is as `check_steps` says, and it lowers."""
     with Check("compiled"):
         data = subject.batches(2)
-    check_steps(subject.compiled, data, stops=(1,), tol=TOL)
+    modes = COMPILED if session.get().full or not subject.overrides else (XLA,)
+    check_steps(subject.compiled, data, stops=(1,), tol=TOL, modes=modes)
     with Check("lowering"):
         model = subject.compiled(XLA)
         model.optimizer.build(model.trainable_variables)

@@ -186,7 +186,7 @@ def check_resume(make, batches, folder, stops, mode=EAGER, tol=1e-6):
     return losses, expected
 
 
-def check_steps(make, batches, stops, tol=1e-5):
+def check_steps(make, batches, stops, tol=1e-5, modes=COMPILED):
     """Requires training to be the same eagerly, compiled, and after stopping.
 
     On JAX, where an eager step compiles each of its operations, only `--all` runs
@@ -197,13 +197,14 @@ def check_steps(make, batches, stops, tol=1e-5):
         batches: What `train` takes.
         stops: The numbers of steps after which to stop.
         tol: How close compiled steps must be to eager ones.
+        modes: The compile arguments to compare with eager ones.
     """
     folder = session.get().folder
     if QUICK == XLA and not session.get().full:
         check_resume(make, batches, folder, stops, XLA)
         return
     eager = check_resume(make, batches, folder, stops)
-    check_compiled(make, batches, eager, tol)
+    check_compiled(make, batches, eager, tol, modes)
     model = make(EAGER)
     check_eager(lambda: train(model, batches[:1]))
 
