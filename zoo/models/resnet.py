@@ -1,20 +1,11 @@
 """Residual networks for small images."""
 
-from functools import partial
-
 import keras
 
-from ...layers import (
-    AverageMembers,
-    Conv2DBatchEnsemble,
-    DenseBatchEnsemble,
-    NormalPrior,
-    TileMembers,
-    batch_ensemble_initializer,
-    to_bayesian,
-)
+from ...layers import AverageMembers, NormalPrior, TileMembers, to_bayesian
 from ...layers.ops.arguments import integer
 from ..registry import register_model
+from .batch_ensemble import batch_ensemble
 
 
 def resnet(
@@ -185,21 +176,8 @@ def resnet8_batch_ensemble_digits(
         name: Name of the model.
         **overrides: Arguments of `resnet`.
     """
-    method = {
-        "ensemble_size": ensemble_size,
-        "alpha_initializer": batch_ensemble_initializer(fast_weights),
-        "gamma_initializer": batch_ensemble_initializer(fast_weights),
-    }
-    return resnet(
-        **{
-            **_DIGITS,
-            "conv": partial(Conv2DBatchEnsemble, **method),
-            "dense": partial(DenseBatchEnsemble, **method),
-            "ensemble_size": ensemble_size,
-            **overrides,
-        },
-        name=name,
-    )
+    method = batch_ensemble(ensemble_size, fast_weights)
+    return resnet(**{**_DIGITS, **method, **overrides}, name=name)
 
 
 @register_model(

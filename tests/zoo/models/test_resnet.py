@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from harness import check_model
+from harness.by_hand import batch_norm, conv2d, randomize, relu, softmax, value
 from kzoo.layers import (
     Conv2DBatchEnsemble,
     Conv2DFlipout,
@@ -22,54 +23,14 @@ from kzoo.zoo.predictive import classification
 IMAGES = np.random.default_rng(0).integers(0, 17, (6, 8, 8, 1)).astype("float32")
 
 
-def value(x):
-    return keras.ops.convert_to_numpy(x)
-
-
-def softmax(x):
-    e = np.exp(x - x.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
-
-
-def randomize(model, seed=0):
-    """Gives every weight, batch statistics too, values that show its effect."""
-    rng = np.random.default_rng(seed)
-    for v in model.weights:
-        low = 0.5 if "variance" in v.path or "gamma" in v.path else -0.5
-        v.assign(rng.uniform(low, 1.0, v.shape))
-
-
-def conv2d(x, kernel, strides=1):
-    """An explicit convolution with SAME padding."""
-    size, (b, h, w, _) = kernel.shape[0], x.shape
-    out = -(-h // strides), -(-w // strides)
-    pad = [
-        max((o - 1) * strides + size - n, 0) for o, n in zip(out, (h, w), strict=True)
-    ]
-    x = np.pad(x, [(0, 0), *((p // 2, p - p // 2) for p in pad), (0, 0)])
-    y = np.zeros((b, *out, kernel.shape[-1]))
-    for i in range(out[0]):
-        for j in range(out[1]):
-            r, c = i * strides, j * strides
-            patch = x[:, r : r + size, c : c + size]
-            y[:, i, j] = np.einsum("bhwc,hwco->bo", patch, kernel)
-    return y
-
-
 def test_equals_the_paper_written_out():
     model = resnet((8, 8, 1), classes=10, depth=8, width=4, scale=1 / 16)
     randomize(model)
 
-    def bn(x, name):
-        gamma, beta, mean, var = map(value, model.get_layer(name).weights)
-        return gamma * (x - mean) / np.sqrt(var + 1e-3) + beta
-
     def conv_bn(x, name, strides=1):
         kernel = value(model.get_layer(f"{name}_conv").kernel)
-        return bn(conv2d(x, kernel, strides), f"{name}_bn")
-
-    def relu(x):
-        return np.maximum(x, 0)
+        x = conv2d(x, kernel, strides)
+        return batch_norm(x, model.get_layer(f"{name}_bn"), 1e-3)
 
     x = relu(conv_bn(IMAGES / 16, "stem"))
     for stage, strides in enumerate((1, 2, 2)):
@@ -108,7 +69,7 @@ def test_penalty_on_kernels_only():
     randomize(model)
     kernels = [v for v in model.weights if v.path.endswith("kernel")]
     assert len(kernels) == 10
-    expected = 1e-2 * sum((value(v).astype("float64") ** 2).sum() for v in kernels)
+    expected = 1e-2 * sum((value(v) ** 2).sum() for v in kernels)
     assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
     assert resnet((8, 8, 1), classes=10, depth=8, width=2).losses == []
 
@@ -118,7 +79,7 @@ def test_penalty_on_an_ensembles_shared_kernels_only():
     randomize(model)
     kernels = [v for v in model.weights if v.path.endswith("kernel")]
     assert len(kernels) == 10
-    expected = 1e-2 * sum((value(v).astype("float64") ** 2).sum() for v in kernels)
+    expected = 1e-2 * sum((value(v) ** 2).sum() for v in kernels)
     assert float(sum(model.losses)) == pytest.approx(expected, rel=1e-5)
 
 
