@@ -5,6 +5,7 @@ from .._backend import require_supported
 require_supported()
 
 # ruff: noqa: E402, F401
+from .batch_ensemble.attention import MultiHeadAttentionBatchEnsemble
 from .batch_ensemble.batch_normalization import BatchNormalizationBatchEnsemble
 from .batch_ensemble.bias import BiasBatchEnsemble
 from .batch_ensemble.conv1d import Conv1DBatchEnsemble

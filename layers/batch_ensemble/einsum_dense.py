@@ -135,9 +135,18 @@ class EinsumDenseBatchEnsemble(LinearBatchEnsemble):
             },
         )
 
+    @property
+    def partial_output_shape(self):
+        """The argument `output_shape`, which may change until the layer is built."""
+        return self.shared.partial_output_shape
+
+    @partial_output_shape.setter
+    def partial_output_shape(self, sizes):
+        self.shared.partial_output_shape = sizes
+
     def _shapes(self, input_shape):
-        shared = self.shared
-        return einsum_shapes(shared.equation, input_shape, shared.partial_output_shape)
+        equation = self.shared.equation
+        return einsum_shapes(equation, input_shape, self.partial_output_shape)
 
     def _axes(self, input_shape):
         equation, kernel_shape, output_shape = self._shapes(input_shape)

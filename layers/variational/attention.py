@@ -1,13 +1,9 @@
 """Multi-head attention with distributions over the weights of its projections."""
 
-import string
-
 import keras
 import numpy as np
-from keras import ops
 
-from ..ops.arguments import integer
-from ..ops.random import bernoulli
+from ..attention import ProjectedAttention
 from .base import VariationalLayer
 from .distributions import (
     MEAN_FIELD_NORMAL,
@@ -33,34 +29,8 @@ NOT_TAKEN = (
 )
 
 
-class Dropout(keras.layers.Dropout):
-    """Keras's dropout by draws that XLA does not change, and whose state is saved."""
-
-    def call(self, inputs, training=False):
-        """Returns the inputs, some of them 0 in training."""
-        if not training or not self.rate:
-            return inputs
-        keep = 1 - self.rate
-        seed, shape = self.seed_generator, ops.shape(inputs)
-        return inputs * bernoulli(shape, seed, keep, inputs.dtype) / keep
-
-    def save_own_variables(self, store):
-        """Saves the state of the random numbers, which Keras does not."""
-        if self.rate:
-            store["seed"] = self.seed_generator.state
-
-    def load_own_variables(self, store):
-        """Loads what `save_own_variables` saves."""
-        if self.rate:
-            self.seed_generator.state.assign(store["seed"])
-
-
-class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
-    """Attention whose projections draw their weights: `projection` is their class.
-
-    Keras's layer makes its projections in `build`; here they are made before, so that
-    whoever looks for variational layers finds them, and `build` builds them.
-    """
+class MultiHeadAttentionVariational(ProjectedAttention):
+    """Attention whose projections draw their weights: `projection` is their class."""
 
     projection = None
     limits = VariationalLayer.limits
@@ -94,18 +64,11 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
                     "expected `kernel_posterior_fn` and `bias_posterior_fn` in place "
                     f"of `{name}`. Received: {name}={kwargs[name]!r}"
                 )
-        if flash_attention and value_dim not in (None, key_dim):
-            raise ValueError(
-                "expected `value_dim` to be `key_dim` with flash attention. "
-                f"Received: value_dim={value_dim}, key_dim={key_dim}"
-            )
-        if seed is not None:
-            seed = integer("seed", seed, 0)
         super().__init__(
             num_heads,
             key_dim,
-            value_dim,
-            dropout,
+            value_dim=value_dim,
+            dropout=dropout,
             output_shape=output_shape,
             attention_axes=attention_axes,
             sliding_window=sliding_window,
@@ -115,15 +78,11 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
             seed=seed,
             **kwargs,
         )
-        self.flash_attention = flash_attention
-        seeds = np.random.default_rng(seed)
+        seeds = np.random.default_rng(self.seed)
 
-        def project(name, equation, output_shape, bias_axes, activation=None):
+        def project(**arguments):
             return self.projection(
-                equation,
-                output_shape,
-                activation,
-                bias_axes,
+                **arguments,
                 activity_regularizer=self._activity_regularizer,
                 kernel_posterior_fn=kernel_posterior_fn,
                 kernel_prior_fn=kernel_prior_fn,
@@ -134,81 +93,14 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
                 num_examples=num_examples,
                 seed=None if seed is None else int(seeds.integers(2**31)),
                 dtype=self.dtype_policy,
-                name=name,
             )
 
-        # n: heads, h: a head's channels, c: the input's.
-        to_heads = "...c,cnh->...nh"
-        of_key = (self.num_heads, self.key_dim)
-        of_value = (self.num_heads, self.value_dim)
-        self._query_dense = project("query", to_heads, of_key, "nh")
-        self._key_dense = project("key", to_heads, of_key, "nh")
-        self._value_dense = project("value", to_heads, of_value, "nh")
-        if use_gate:
-            self._gate_dense = project("gate", to_heads, of_value, "nh", "sigmoid")
-        free = [letter for letter in string.ascii_letters if letter not in "nh"]
-        out = "".join(free[: len(self._output_shape or (None,))])
-        self._output_dense = project(
-            "attention_output", f"...nh,nh{out}->...{out}", self._output_shape, out
-        )
+        self._make_projections(project)
 
     @property
     def num_examples(self):
         """N, what the divergences are divided by."""
         return self._query_dense.num_examples
-
-    def build(self, query_shape, value_shape, key_shape=None):
-        """Makes the parameters of the projections' posteriors and priors."""
-        key_shape = value_shape if key_shape is None else key_shape
-        if tuple(value_shape[1:-1]) != tuple(key_shape[1:-1]):
-            raise ValueError(
-                "expected `value` and `key` to have equal axes but the last. Received: "
-                f"value of shape {tuple(value_shape)}, key of shape {tuple(key_shape)}"
-            )
-        if not self._output_shape:
-            self._output_dense.partial_output_shape = (query_shape[-1],)
-        self._query_dense.build(query_shape)
-        self._key_dense.build(key_shape)
-        self._value_dense.build(value_shape)
-        if self._use_gate:
-            self._gate_dense.build(query_shape)
-        self._output_dense.build((*query_shape[:-1], self.num_heads, self.value_dim))
-        self._build_attention(len(query_shape) + 1)
-
-    def _build_attention(self, rank):
-        super()._build_attention(rank)
-        self._tracker.untrack(self._dropout_layer)  # Keras's, whose draws XLA changes.
-        self._dropout_layer = Dropout(
-            self.dropout, seed=self.seed, dtype=self.dtype_policy, name="dropout"
-        )
-
-    def _compute_attention(
-        self,
-        query,
-        key,
-        value,
-        attention_mask=None,
-        training=None,
-        return_attention_scores=False,
-    ):
-        # JAX's fused attention, which Keras takes where nobody asks for the scores,
-        # refuses values of another size than keys.
-        scores = return_attention_scores or self.value_dim != self.key_dim
-        return super()._compute_attention(
-            query, key, value, attention_mask, training, scores
-        )
-
-    def compute_output_spec(self, query, value, *args, **kwargs):
-        """Returns the outputs' shapes; of the scores not Keras's, which has T for S."""
-        spec = super().compute_output_spec(query, value, *args, **kwargs)
-        if not isinstance(spec, tuple):
-            return spec
-        axes = self.attention_axes
-        kept = [i for i in range(len(query.shape) - 1) if i not in axes]
-        batch = [query.shape[i] for i in kept]
-        lengths = [x.shape[i] for x in (query, value) for i in axes]
-        scores = (*batch, self.num_heads, *lengths)
-        return spec[0], keras.KerasTensor(scores, dtype=self.compute_dtype)
 
     def get_config(self):
         """Returns the constructor's arguments."""
@@ -218,7 +110,6 @@ class MultiHeadAttentionVariational(keras.layers.MultiHeadAttention):
         of_projection = self._query_dense.get_config().items()
         return {
             **config,
-            "flash_attention": self.flash_attention,
             **{name: value for name, value in of_projection if name.endswith("_fn")},
             "num_examples": self.num_examples,
         }
