@@ -3,6 +3,8 @@
 import keras
 
 from ..attention import ProjectedAttention
+from ..conversion import counterpart, holders
+from ..ops.arguments import integer
 from ..ops.batch_ensemble import check_rows
 from ..ops.random import own_initializer
 from .einsum_dense import EinsumDenseBatchEnsemble
@@ -174,6 +176,24 @@ class MultiHeadAttentionBatchEnsemble(ProjectedAttention):
     def ensemble_size(self):
         """M, the number of members."""
         return self._query_dense.ensemble_size
+
+    def member(self, index):
+        """Makes the plain Keras layer that one member is.
+
+        Args:
+            index: m, an integer from 0 to M - 1.
+
+        Returns:
+            A built layer whose projections have the member's own kernels and biases.
+
+        Raises:
+            ValueError: If the layer is not built, or there is no such member.
+        """
+        m = integer("index", index, 0, self.ensemble_size - 1)
+        plain = counterpart(self, keras.layers.MultiHeadAttention)
+        for one, other in zip(holders(self), holders(plain), strict=True):
+            one._give_member(m, other)
+        return plain
 
     def compute_output_shape(self, query_shape, value_shape, key_shape=None):
         """Returns the output's shape."""

@@ -14,6 +14,7 @@ from ..conversion import (
 )
 from ..ops.arguments import integer
 from . import (
+    attention,
     batch_normalization,
     bias,
     conv1d,
@@ -44,6 +45,7 @@ COUNTERPARTS = {
     keras.layers.DepthwiseConv2D: depthwise_conv2d.DepthwiseConv2DBatchEnsemble,
     keras.layers.SeparableConv2D: separable_conv2d.SeparableConv2DBatchEnsemble,
     keras.layers.Embedding: embedding.EmbeddingBatchEnsemble,
+    keras.layers.MultiHeadAttention: attention.MultiHeadAttentionBatchEnsemble,
     keras.layers.SimpleRNN: simple_rnn.SimpleRNNBatchEnsemble,
     keras.layers.GRU: gru.GRUBatchEnsemble,
     keras.layers.LSTM: lstm.LSTMBatchEnsemble,

@@ -62,7 +62,7 @@ def words():
     ids, x = keras.Input((6,), dtype="int32", name="ids"), keras.Input((6, 4), name="x")
     y = layers.Embedding(7, 4, mask_zero=True)(ids)
     y = layers.Bidirectional(layers.LSTM(3, return_sequences=True))(y)
-    y = layers.Concatenate()([y, x])
+    y = layers.MultiHeadAttention(2, 3, use_gate=True)(y, x)
     y = layers.EinsumDense("abc,cd->abd", (None, 4), bias_axes="d")(y)
     y = layers.Conv1D(4, 2)(layers.GRU(4, return_sequences=True)(y))
     first = layers.Dense(3, name="first")(layers.SimpleRNN(4)(y))
