@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow as tf
 
 from kzoo.layers import (
+    BatchNormalizationBatchEnsemble,
     Conv2DBatchEnsemble,
     Conv2DFlipout,
     DenseBatchEnsemble,
@@ -116,6 +117,112 @@ def conv2d_batch_ensemble(first=False):
     return *pair, {"shape": "64->64, 3x3, 32x32", "rows": 16, "peer": "keras Conv2D"}
 
 
+def dense_batch_ensemble_edward2():
+    """DenseBatchEnsemble(1024 -> 1024, 4 members) against edward2's on Keras 3."""
+    peer = edward2().layers.DenseBatchEnsemble(1024, ensemble_size=4)
+    pair = layer_pair(
+        DenseBatchEnsemble(1024, ensemble_size=4),
+        peer,
+        lambda: keras.layers.Dense(1024),
+        normal(128, 8),
+        normal(128, 1024),
+    )
+    return *pair, {"shape": "1024->1024", "rows": 128, "peer": "edward2"}
+
+
+def edward2():
+    """edward2, from `.peers` (pip install --no-deps --target .peers edward2)."""
+    import scipy.stats
+
+    # It wraps the method `rvs` of all of SciPy's distributions; one has none any more.
+    scipy.stats._multivariate.dirichlet_multinomial_gen.rvs = None
+    sys.path.append(str(Path(__file__).parent.parent / ".peers"))
+    import edward2
+
+    return edward2
+
+
+def wide_block(conv, norm, width=64):
+    """A block of a wide residual network, WRN-28-4's first stage."""
+
+    def block(x):
+        y = x
+        for _ in range(2):
+            y = keras.layers.ReLU()(norm()(y))
+            y = conv(width, 3, padding="same", use_bias=False)(y)
+        return x + y
+
+    return block
+
+
+def separate(kind, members, train=False):
+    """A BatchEnsemble of M members against M separate models in one compiled call.
+
+    Each member has rows of its own, as many as each separate model. `dense`:
+    4096 -> 4096, one row each, where reading the weights rules. `wide_block`: a block
+    of WRN-28-4 at 32x32, 8 rows each, where computing does.
+    """
+    rows, shape = (1, (4096,)) if kind == "dense" else (8, (32, 32, 64))
+    facts = {"members": members, "rows": rows * members, "train": train}
+
+    def network(ensemble):
+        keras.utils.set_random_seed(0)
+        x = keras.Input(shape)
+        if kind == "dense":
+            make = DenseBatchEnsemble if ensemble else keras.layers.Dense
+            own = {"ensemble_size": members} if ensemble else {}
+            return keras.Model(x, make(4096, **own)(x))
+        if not ensemble:
+            conv, norm = keras.layers.Conv2D, keras.layers.BatchNormalization
+            return keras.Model(x, wide_block(conv, norm)(x))
+        own = {"ensemble_size": members}
+        conv = partial(Conv2DBatchEnsemble, **own)
+        norm = partial(BatchNormalizationBatchEnsemble, **own)
+        return keras.Model(x, wide_block(conv, norm)(x))
+
+    x, y = normal(rows * members, *shape), normal(rows * members, *shape)
+    together, apart = network(True), [network(False) for _ in range(members)]
+    of_all = keras.Input((members, *shape))
+    outputs = [one(of_all[:, m]) for m, one in enumerate(apart)]
+    stacked = keras.Model(of_all, keras.ops.stack(outputs, axis=1))
+    facts["parameters"] = together.count_params()
+    facts["parameters_of_peer"] = stacked.count_params()
+    facts["peer"] = f"{members} Keras models in one call"
+
+    def split(array):
+        return np.moveaxis(array.reshape(members, rows, *shape), 0, 1)
+
+    if train:
+        method = train_step(together, keras.optimizers.SGD(0.01), x, y)
+        peer = train_step(stacked, keras.optimizers.SGD(0.01), split(x), split(y))
+        return method, peer, facts
+    pair = []
+    for model, inputs in ((together, x), (stacked, split(x))):
+        inputs = tf.constant(inputs)
+        call = tf.function(
+            lambda m=model, i=inputs: m(i, training=False), jit_compile=True
+        )
+        pair.append(lambda call=call: call().numpy())
+    return *pair, facts
+
+
+def members_at_fixed_rows(members):
+    """A train step of M members against one member's, with the same rows in all."""
+    x, y = normal(128, 8), normal(128, 1024)
+
+    def model(size):
+        keras.utils.set_random_seed(0)
+        last = DenseBatchEnsemble(1024, ensemble_size=size)
+        return keras.Sequential([keras.Input((8,)), keras.layers.Dense(1024), last])
+
+    method, peer = (
+        train_step(model(size), keras.optimizers.SGD(0.01), x, y)
+        for size in (members, 1)
+    )
+    facts = {"shape": "1024->1024", "rows": 128, "members": members}
+    return method, peer, {**facts, "peer": "one member"}
+
+
 def against_tfp(make, name, arguments, x, y):
     """Train steps of a layer and of TensorFlow Probability's, and what they were.
 
@@ -206,6 +313,23 @@ CLAIMS = {
     "dense_batch_ensemble_first_layer": (partial(dense_batch_ensemble, True), None),
     "conv2d_batch_ensemble": (conv2d_batch_ensemble, 1.15),
     "conv2d_batch_ensemble_first_layer": (partial(conv2d_batch_ensemble, True), None),
+    "dense_batch_ensemble_edward2": (dense_batch_ensemble_edward2, 1.0),
+    **{
+        f"batch_ensemble_{kind}_{'train' if train else 'predict'}_{m}": (
+            partial(separate, kind, m, train),
+            bar,
+        )
+        for kind, bar in (("dense", 0.6), ("wide_block", 1.1))
+        for train in (False, True)
+        for m in (4, 8, 16)
+    },
+    **{
+        f"batch_ensemble_{m}_members_at_fixed_rows": (
+            partial(members_at_fixed_rows, m),
+            None,
+        )
+        for m in (2, 4, 8, 16, 32)
+    },
     "dense_flipout": (dense_flipout, 2.3),
     "dense_flipout_batch_1": (partial(dense_flipout, 1), None),
     "dense_flipout_batch_32": (partial(dense_flipout, 32), None),
