@@ -120,6 +120,15 @@ def test_the_kernels_fans_are_the_plain_layers():
     np.testing.assert_array_equal(values(layer.kernel), values(plain.kernel))
 
 
+def test_dots_are_kept_in_the_config():
+    layer, plain, shape = pair(CASES[0])
+    before = layer.get_config()
+    layer.build(shape)
+    assert before["equation"] == CASES[0][0] and before["output_shape"] == (2, 3)
+    assert layer.get_config() == before
+    assert layer.shared.equation == "abx,xyz->abyz"
+
+
 @pytest.mark.parametrize(
     "equation, output_shape, bias_axes",
     [
