@@ -11,7 +11,7 @@ from ..layers.ops.uncertainty import (
     entropy,
     mutual_information,
 )
-from ..layers.variational.base import VariationalLayer
+from ..layers.variational.base import BayesianLayer
 from ..layers.variational.mode import at_posterior_mean, at_posterior_samples
 
 
@@ -100,7 +100,7 @@ class Predictions(keras.Model):
 
 def is_variational(model):
     """Returns whether a model has layers with distributions over their weights."""
-    return any(isinstance(layer, VariationalLayer) for layer in model._flatten_layers())
+    return any(isinstance(layer, BayesianLayer) for layer in model._flatten_layers())
 
 
 def sampled_classification(model):

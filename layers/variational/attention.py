@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from ..attention import ProjectedAttention
-from .base import VariationalLayer
+from .base import BayesianLayer
 from .distributions import (
     MEAN_FIELD_NORMAL,
     POINT,
@@ -33,7 +33,7 @@ class MultiHeadAttentionVariational(ProjectedAttention):
     """Attention whose projections draw their weights: `projection` is their class."""
 
     projection = None
-    limits = VariationalLayer.limits
+    limits = BayesianLayer.limits
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What all layers have in common whose kernels and biases are distributions."""
+"""What all layers have in common with weights that are distributions."""
 
 import math
 import numbers
@@ -17,12 +17,11 @@ from .mode import MEAN, Samples, mode
 from .weight import PARTS, VariationalWeight, checked_function, serialize
 
 
-class VariationalLayer(SeededLayer):
-    """A layer that draws its kernel and its bias from posteriors at each call.
+class BayesianLayer(SeededLayer):
+    """A layer with weights that are distributions, whose divergences are losses.
 
-    A subclass says what the map is (`linear`, `_weight_shapes`, `_sign_shapes`,
-    `_bias_at_channels`) and how it is estimated (`estimator`, of estimators.py). One
-    with other weights says their `kinds`, and gives `_set_functions` their functions.
+    A subclass says what `kinds` of weights these are, gives `_set_functions` the
+    functions that make them, and calls `_make_weights` when it is built.
     """
 
     # Backend -> what does not work there, and why; for the catalogue.
@@ -30,32 +29,10 @@ class VariationalLayer(SeededLayer):
         "jax": "posteriors, priors and divergences are kzoo's own: TensorFlow "
         "Probability does not import beside current JAX"
     }
-    estimator = None
-    kinds = ("kernel", "bias")  # A bias may be left out.
+    kinds = ()
 
-    def __init__(
-        self,
-        *,
-        activation=None,
-        kernel_posterior_fn=MEAN_FIELD_NORMAL,
-        kernel_prior_fn=STANDARD_NORMAL,
-        kernel_divergence_fn=kl_divergence,
-        bias_posterior_fn=POINT,
-        bias_prior_fn=None,
-        bias_divergence_fn=kl_divergence,
-        num_examples=None,
-        **kwargs,
-    ):
+    def __init__(self, *, num_examples=None, **kwargs):
         super().__init__(**kwargs)
-        self.activation = keras.activations.get(activation)
-        self._set_functions(
-            kernel_posterior_fn=kernel_posterior_fn,
-            kernel_prior_fn=kernel_prior_fn,
-            kernel_divergence_fn=kernel_divergence_fn,
-            bias_posterior_fn=bias_posterior_fn,
-            bias_prior_fn=bias_prior_fn,
-            bias_divergence_fn=bias_divergence_fn,
-        )
         self.num_examples = check_num_examples(num_examples)
         self._first_divergence_weight = 1.0
 
@@ -63,9 +40,8 @@ class VariationalLayer(SeededLayer):
         for name, function in functions.items():
             setattr(self, name, checked_function(name, function))
 
-    def build(self, input_shape):
-        """Makes the parameters of the posteriors and priors."""
-        shapes = self._weight_shapes(input_shape)
+    def _make_weights(self, shapes):
+        """Makes the parameters of the posteriors and priors, and β."""
         for kind, shape in zip(self.kinds, shapes, strict=True):
             weight = None
             if getattr(self, f"{kind}_posterior_fn") is not None and shape is not None:
@@ -76,13 +52,11 @@ class VariationalLayer(SeededLayer):
                     f"can be left out. Received: {kind}_posterior_fn=None"
                 )
             setattr(self, kind, weight)
-            if kind != "bias":
-                self.estimator.check(weight.posterior)
         # β, which an annealing callback changes.
         self.divergence_weight = self.add_weight(
             name="divergence_weight",
             shape=(),
-            dtype=self.kernel.dtype,
+            dtype=getattr(self, self.kinds[0]).dtype,
             initializer=keras.initializers.Constant(self._first_divergence_weight),
             trainable=False,
             autocast=False,
@@ -98,6 +72,75 @@ class VariationalLayer(SeededLayer):
     def divergence_scale(self):
         """β / N: what the divergences count for in the loss."""
         return self.divergence_weight / (self.num_examples or 1)
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {
+            **super().get_config(),
+            **{n: serialize(n, getattr(self, n)) for n in self._function_names()},
+            "num_examples": self.num_examples,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        """Makes a layer from what `get_config` returns."""
+        return super().from_config(cls.with_functions(config))
+
+    @classmethod
+    def with_functions(cls, config):
+        """A configuration with functions in place of what stands for them."""
+        functions = {
+            name: keras.saving.deserialize_keras_object(config[name])
+            for name in cls._function_names()
+            if name in config
+        }
+        return {**config, **functions}
+
+    @classmethod
+    def _function_names(cls):
+        return [f"{kind}_{part}" for kind in cls.kinds for part in PARTS]
+
+
+class VariationalLayer(BayesianLayer):
+    """A layer that draws its kernel and its bias from posteriors at each call.
+
+    A subclass says what the map is (`linear`, `_weight_shapes`, `_sign_shapes`,
+    `_bias_at_channels`) and how it is estimated (`estimator`, of estimators.py). One
+    with other weights says their `kinds`, and gives `_set_functions` their functions.
+    """
+
+    estimator = None
+    kinds = ("kernel", "bias")  # A bias may be left out.
+
+    def __init__(
+        self,
+        *,
+        activation=None,
+        kernel_posterior_fn=MEAN_FIELD_NORMAL,
+        kernel_prior_fn=STANDARD_NORMAL,
+        kernel_divergence_fn=kl_divergence,
+        bias_posterior_fn=POINT,
+        bias_prior_fn=None,
+        bias_divergence_fn=kl_divergence,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.activation = keras.activations.get(activation)
+        self._set_functions(
+            kernel_posterior_fn=kernel_posterior_fn,
+            kernel_prior_fn=kernel_prior_fn,
+            kernel_divergence_fn=kernel_divergence_fn,
+            bias_posterior_fn=bias_posterior_fn,
+            bias_prior_fn=bias_prior_fn,
+            bias_divergence_fn=bias_divergence_fn,
+        )
+
+    def build(self, input_shape):
+        """Makes the parameters of the posteriors and priors."""
+        self._make_weights(self._weight_shapes(input_shape))
+        for kind in self.kinds:
+            if kind != "bias":
+                self.estimator.check(getattr(self, kind).posterior)
 
     def call(self, inputs):
         """Returns outputs for one draw of the bias and of each row's kernel."""
@@ -171,28 +214,7 @@ class VariationalLayer(SeededLayer):
             "activity_regularizer": keras.regularizers.serialize(
                 self.activity_regularizer
             ),
-            **{n: serialize(n, getattr(self, n)) for n in self._function_names()},
-            "num_examples": self.num_examples,
         }
-
-    @classmethod
-    def from_config(cls, config):
-        """Makes a layer from what `get_config` returns."""
-        return super().from_config(cls.with_functions(config))
-
-    @classmethod
-    def with_functions(cls, config):
-        """A configuration with functions in place of what stands for them."""
-        functions = {
-            name: keras.saving.deserialize_keras_object(config[name])
-            for name in cls._function_names()
-            if name in config
-        }
-        return {**config, **functions}
-
-    @classmethod
-    def _function_names(cls):
-        return [f"{kind}_{part}" for kind in cls.kinds for part in PARTS]
 
 
 def check_num_examples(num_examples):
@@ -213,9 +235,7 @@ def check_num_examples(num_examples):
 def variational_layers(model):
     """The variational layers of a model or layer, or a ValueError if it has none."""
     found = [
-        layer
-        for layer in model._flatten_layers()
-        if isinstance(layer, VariationalLayer)
+        layer for layer in model._flatten_layers() if isinstance(layer, BayesianLayer)
     ]
     if found:
         return found

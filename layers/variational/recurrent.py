@@ -5,7 +5,7 @@ from operator import attrgetter
 from keras import ops
 
 from ..recurrent import RecurrentCell, RecurrentLayer, Sequence
-from .base import VariationalLayer
+from .base import BayesianLayer, VariationalLayer
 from .distributions import MEAN_FIELD_NORMAL, STANDARD_NORMAL, kl_divergence
 from .mode import Samples, mode
 
@@ -98,7 +98,7 @@ class VariationalCell(RecurrentCell, VariationalLayer):
 class VariationalRecurrentLayer(RecurrentLayer):
     """A recurrent layer around a `VariationalCell`."""
 
-    limits = VariationalLayer.limits
+    limits = BayesianLayer.limits
 
     num_examples = property(attrgetter("cell.num_examples"))
     kernel_posterior = property(attrgetter("cell.kernel_posterior"))

@@ -21,7 +21,7 @@ class VariationalWeight:
     Its variables belong to the layer.
 
     Args:
-        layer: A `VariationalLayer`.
+        layer: A `BayesianLayer`.
         kind: What the weight is, such as `"kernel"`: the layer has the functions
             `<kind>_posterior_fn`, `<kind>_prior_fn` and `<kind>_divergence_fn`.
         shape: The weight's shape.

@@ -9,7 +9,7 @@ import zlib
 import keras
 import numpy as np
 
-from kzoo.layers.variational.base import VariationalLayer
+from kzoo.layers.variational.base import BayesianLayer
 from kzoo.layers.variational.mode import at_posterior_mean
 
 from . import session
@@ -605,7 +605,7 @@ def flat_pairs(a, b):
 
 def is_variational(layer):
     """Whether a layer, or one inside of it, has posteriors."""
-    return any(isinstance(x, VariationalLayer) for x in layer._flatten_layers())
+    return any(isinstance(x, BayesianLayer) for x in layer._flatten_layers())
 
 
 def check_float64(subject):
