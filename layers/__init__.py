@@ -63,6 +63,7 @@ from .variational.depthwise_conv import (
     DepthwiseConv2DReparameterization,
 )
 from .variational.distributions import (
+    CauchyPrior,
     MeanFieldNormal,
     NormalPrior,
     ScaleMixturePrior,

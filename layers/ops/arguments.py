@@ -34,6 +34,23 @@ def integer(name, value, least=1, most=math.inf):
     )
 
 
+def finite(name, value):
+    """Returns an argument that must be a finite number, as a float.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given for it.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if is_number(value) and math.isfinite(value):
+        return float(value)
+    raise ValueError(
+        f"expected `{name}` to be a finite number. Received: {name}={value!r}"
+    )
+
+
 def positive(name, value):
     """Returns an argument that must be a finite number above 0, as a float.
 

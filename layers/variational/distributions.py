@@ -12,7 +12,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from ..ops.arguments import is_number, positive
+from ..ops.arguments import finite, is_number, positive
 from ..ops.random import normal, own_initializer
 
 
@@ -145,11 +145,7 @@ class NormalPrior(WeightDistribution):
     """
 
     def __init__(self, loc=0.0, scale=1.0, learnable=False):
-        if not is_number(loc) or not math.isfinite(loc):
-            raise ValueError(
-                f"expected `loc` to be a finite number. Received: loc={loc!r}"
-            )
-        self.loc, self.scale = float(loc), positive("scale", scale)
+        self.loc, self.scale = finite("loc", loc), positive("scale", scale)
         self.learnable = learnable
 
     def __call__(self, dtype, shape, name, trainable, add_variable_fn):
@@ -172,8 +168,18 @@ class NormalPrior(WeightDistribution):
         return {"loc": self.loc, "scale": self.scale, "learnable": self.learnable}
 
 
+class Density(WeightDistribution):
+    """A prior without variables that is known by its density alone."""
+
+    is_point = False
+
+    def __call__(self, dtype, shape, name, trainable, add_variable_fn):
+        """Returns the prior."""
+        return self
+
+
 @keras.saving.register_keras_serializable(package="kzoo")
-class ScaleMixturePrior(WeightDistribution):
+class ScaleMixturePrior(Density):
     """Makes the prior π N(0, σ₁²) + (1 - π) N(0, σ₂²) of each entry.
 
     Its divergence has no closed form and is estimated by one sample a step.
@@ -202,12 +208,6 @@ class ScaleMixturePrior(WeightDistribution):
         self.sigma1 = positive("sigma1", sigma1)
         self.sigma2 = positive("sigma2", sigma2)
 
-    def __call__(self, dtype, shape, name, trainable, add_variable_fn):
-        """Returns the prior, which has no variables."""
-        return self
-
-    is_point = False
-
     def log_prob(self, value):
         """The logarithm of the density, summed over the entries."""
         parts = [
@@ -219,6 +219,44 @@ class ScaleMixturePrior(WeightDistribution):
     def get_config(self):
         """Returns the constructor's arguments."""
         return {"pi": self.pi, "sigma1": self.sigma1, "sigma2": self.sigma2}
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class CauchyPrior(Density):
+    """Makes the Cauchy distribution around `loc` the prior of each entry.
+
+    p(w) = 1 / (π γ (1 + ((w - loc) / γ)²)), with tails so heavy that entries which the
+    data need far away may stay there. Its divergence has no closed form and is
+    estimated by one sample a step.
+
+    Reference: Dusenberry, Jerfel, Wen, Ma, Snoek, Heller, Lakshminarayanan, Tran,
+    "Efficient and Scalable Bayesian Neural Nets with Rank-1 Factors", 2020.
+    https://arxiv.org/abs/2005.07186
+
+    Args:
+        loc: The median, a number.
+        scale: γ, half the distance of the quartiles, a number above 0.
+
+    Raises:
+        ValueError: If `scale` is not above 0, or a number is not finite.
+
+    Example:
+
+    >>> from kzoo.layers import CauchyPrior, DenseFlipout
+    >>> layer = DenseFlipout(3, kernel_prior_fn=CauchyPrior(scale=0.1))
+    """
+
+    def __init__(self, loc=0.0, scale=1.0):
+        self.loc, self.scale = finite("loc", loc), positive("scale", scale)
+
+    def log_prob(self, value):
+        """The logarithm of the density, summed over the entries."""
+        z = (value - self.loc) / self.scale
+        return -ops.sum(ops.log1p(ops.square(z)) + math.log(math.pi * self.scale))
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {"loc": self.loc, "scale": self.scale}
 
 
 # The defaults of the layers.
@@ -328,7 +366,7 @@ def closed_form(posterior, prior):
     """KL(q, p), or None if it is known neither here nor to TensorFlow Probability."""
     if isinstance(posterior, Normal) and isinstance(prior, Normal):
         return posterior.divergence(prior)
-    if isinstance(prior, ScaleMixturePrior):
+    if isinstance(prior, Density):
         return -prior.log_prob(posterior.mean()) if posterior.is_point else None
     from . import tfp
 

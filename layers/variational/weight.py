@@ -4,8 +4,8 @@ import keras
 from keras import ops
 
 from .distributions import (
+    Density,
     NormalPrior,
-    ScaleMixturePrior,
     WeightDistribution,
     closed_form,
     kl_divergence,
@@ -168,7 +168,7 @@ def checked_function(name, function):
         raise ValueError(
             f"expected `{name}` to be a function. Received: {name}={function!r}"
         )
-    if name.endswith("posterior_fn") and isinstance(function, ScaleMixturePrior):
+    if name.endswith("posterior_fn") and isinstance(function, Density):
         raise ValueError(
             f"expected `{name}` to make a distribution that can be drawn from. "
             f"Received: {name}={function!r}"

@@ -2,7 +2,14 @@ import keras
 import numpy as np
 import pytest
 
-from kzoo.layers.ops.arguments import integer, is_integer, positive, rate, share
+from kzoo.layers.ops.arguments import (
+    finite,
+    integer,
+    is_integer,
+    positive,
+    rate,
+    share,
+)
 
 
 @pytest.mark.parametrize("value", (1, 7, np.int64(7), np.uint8(7)))
@@ -42,6 +49,14 @@ def test_shares():
     for value in (0, 1.1, True, "0.5", None, float("nan")):
         with pytest.raises(ValueError, match="expected `p` to be .*Received: p="):
             share("p", value)
+
+
+def test_finite_numbers():
+    for value in (-2, 0, 0.5, np.float32(0.25)):
+        assert finite("s", value) == value and type(finite("s", value)) is float
+    for value in (True, "0.5", None, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="expected `s` to be .*Received: s="):
+            finite("s", value)
 
 
 def test_positive_numbers():

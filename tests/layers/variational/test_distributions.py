@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 from kzoo.layers import (
+    CauchyPrior,
     DenseFlipout,
     MeanFieldNormal,
     NormalPrior,
@@ -46,6 +47,13 @@ def test_a_scale_mixture_is_estimated_without_bias():
     expected = -(entropy + log_p).sum()
     error = 4 * np.std(found) / np.sqrt(len(found))
     assert abs(np.mean(found) - expected) < error + 0.02 * abs(expected)
+
+
+def test_the_density_of_a_cauchy_prior():
+    w = np.array([[-3.0, 0.5], [2.5, 40.0]], "float32")
+    density = 1 / (np.pi * 2 * (1 + ((w - 0.5) / 2) ** 2))
+    found = numpy(CauchyPrior(0.5, 2.0).log_prob(w))
+    np.testing.assert_allclose(found, np.log(density).sum(), rtol=1e-6)
 
 
 def test_the_divergence_is_closed_where_that_is_known():
@@ -122,6 +130,7 @@ def test_the_default_start_is_that_of_tfp():
         MeanFieldNormal(is_singular=True),
         NormalPrior(0.5, 2.0, learnable=True),
         ScaleMixturePrior(0.25, 2.0, 0.1),
+        CauchyPrior(0.5, 2.0),
     ],
 )
 def test_configurations(made_by):
@@ -141,6 +150,8 @@ def test_configurations(made_by):
         (lambda: NormalPrior(scale="1"), "scale='1'"),
         (lambda: NormalPrior(loc=float("nan")), "loc=nan"),
         (lambda: ScaleMixturePrior(sigma1=float("inf")), "sigma1=inf"),
+        (lambda: CauchyPrior(scale=0), "scale=0"),
+        (lambda: CauchyPrior(loc=float("nan")), "loc=nan"),
         (lambda: ScaleMixturePrior(pi=1), "pi=1"),
         (lambda: ScaleMixturePrior(sigma1=0), "sigma1=0"),
         (lambda: ScaleMixturePrior(sigma2=-1), "sigma2=-1"),
