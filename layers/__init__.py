@@ -23,6 +23,7 @@ from .batch_ensemble.layer_normalization import LayerNormalizationBatchEnsemble
 from .batch_ensemble.lstm import LSTMBatchEnsemble, LSTMCellBatchEnsemble
 from .batch_ensemble.members import AverageMembers, TileMembers
 from .batch_ensemble.prelu import PReLUBatchEnsemble
+from .batch_ensemble.rank1 import Conv2DRank1, DenseRank1
 from .batch_ensemble.separable_conv2d import SeparableConv2DBatchEnsemble
 from .batch_ensemble.simple_rnn import (
     SimpleRNNBatchEnsemble,

@@ -76,8 +76,12 @@ class BatchEnsembleLayer(keras.layers.Layer):
             setattr(self, name, weight)
 
     def _fast_weights(self):
-        """r and s: what every call reads them by."""
+        """r and s of each member."""
         return self.alpha, self.gamma
+
+    def _fast_weights_of(self, rows):
+        """r and s of a call with so many rows, of each member or of each row."""
+        return self._fast_weights()
 
     def member(self, index):
         """Makes the plain Keras layer that one member is.
@@ -189,7 +193,7 @@ class LinearBatchEnsemble(BatchEnsembleLayer):
         outputs = batch_ensemble(
             self.shared,
             inputs,
-            *self._fast_weights(),
+            *self._fast_weights_of(ops.shape(inputs)[0]),
             self.bias,
             axis=self._axes_of_r,
             out_axis=self._axes_of_s,

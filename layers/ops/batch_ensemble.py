@@ -28,8 +28,9 @@ def batch_ensemble(
         linear: Function of one tensor, `[rows, ...] -> [rows, ...]`: any map that
             is linear in its input and treats rows alike (dense, convolution, ...).
         x: Member-major tensor `[M * B, ...]`.
-        alpha: r, `[M, in]`, or `[K, M, in]` for rank K.
-        gamma: s, `[M, out]`, or `[K, M, out]`.
+        alpha: r, `[M, in]`, or `[K, M, in]` for rank K. It may have a row for each
+            row of x, as if each were a member.
+        gamma: s, `[M, out]`, or `[K, M, out]`, likewise.
         bias: b, `[M, out]`, or None.
         axis: Axis of x that r scales, not the first; or a tuple of axes, in rising
             order: r is then `[M, *sizes]`, each size the axis's or 1.
@@ -184,7 +185,7 @@ def _check_members(x, ensemble_size):
 def _lead(weights, axis):
     """The first sizes of weights, before those of the axes: M, or K and M."""
     axes = 1 if isinstance(axis, int) else len(axis)
-    return weights.shape[: len(weights.shape) - axes]
+    return ops.shape(weights)[: len(weights.shape) - axes]
 
 
 # What is elementwise runs over [..., M * positions, channels, ...], with each member's

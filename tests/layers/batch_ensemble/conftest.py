@@ -2,7 +2,7 @@
 
 import keras
 
-RANDOM = ("test_contract", "test_initializers", "drop")
+RANDOM = ("test_contract", "test_initializers", "test_rank1", "drop")
 
 
 def pytest_collection_modifyitems(config, items):
