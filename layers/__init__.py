@@ -72,6 +72,7 @@ from .variational.distributions import (
     sampled_kl_divergence,
 )
 from .variational.divergence import DivergenceAnnealing, scale_divergence
+from .variational.dropout import MonteCarloDropout, to_monte_carlo_dropout
 from .variational.einsum_dense import (
     EinsumDenseFlipout,
     EinsumDenseLocalReparameterization,

@@ -8,11 +8,11 @@ from scipy import optimize, special
 
 from ..layers import PosteriorMean, PosteriorSamples, TemperatureScaling
 from ..layers.ops.arguments import integer
+from ..layers.variational.mode import can_sample
 from .metrics.inputs import label_probabilities
 from .predictive import (
     classification,
     ending_in,
-    is_variational,
     split_off_temperature,
 )
 
@@ -47,8 +47,9 @@ def fit_temperature(model, x, y=None, *, samples=None, batch_size=256):
         x: The inputs; or batches `(x, y)`, as a `tf.data.Dataset` has them.
         y: The labels, as indices `[N]` or `[N, 1]`, or one-hot, `[N, C]`; None if x
             has them.
-        samples: Of a model with distributions over its weights: the number of draws
-            whose mean is calibrated. Defaults to none, for the posterior's mean.
+        samples: Of a model with distributions over its weights, or with
+            `kzoo.layers.MonteCarloDropout`: the number of draws whose mean is
+            calibrated. Defaults to none, for the posterior's mean.
         batch_size: Number of examples that are predicted at a time.
 
     Returns:
@@ -148,7 +149,7 @@ def optimal_temperature(logits, labels):
 
 def _predictor(model, samples):
     """A compiled model of the logits, or of those of all draws, `[B, K, C]`."""
-    if is_variational(model):
+    if can_sample(model):
         found = PosteriorMean(model)
         if samples is not None:
             found = PosteriorSamples(model, samples, seed=0)

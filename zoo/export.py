@@ -43,14 +43,15 @@ def export(
     The folder `base_path/name/version/` has two signatures, `serving_default` and
     `serving_xla`, which compute the same from the same variables; the second is
     compiled by XLA and needs a server that was started with XLA. A model with
-    distributions over its weights computes with their means there, and has a third
-    signature, `sampling`, with two more inputs: `samples`, K, and `seed`, both
-    scalars. It computes with K draws of the weights, which take the place of members
-    in the outputs of classifiers and regressors; those of another `function` have an
-    axis of K after the batch's. Equal seeds give equal draws. Inputs keep their
-    names and shapes: a batch of unknown size stays so. `float16` and `bfloat16` inputs
-    and outputs become float32, which every client can send and read. The folder also
-    holds warm-up requests for `serving_default`, which servers replay while loading.
+    distributions over its weights, or `kzoo.layers.MonteCarloDropout`, computes with
+    their means there, and has a third signature, `sampling`, with two more inputs:
+    `samples`, K, and `seed`, both scalars. It computes with K draws of the weights,
+    which take the place of members in the outputs of classifiers and regressors; those
+    of another `function` have an axis of K after the batch's. Equal seeds give equal
+    draws. Inputs keep their names and shapes: a batch of unknown size stays so.
+    `float16` and `bfloat16` inputs and outputs become float32, which every client can
+    send and read. The folder also holds warm-up requests for `serving_default`, which
+    servers replay while loading.
 
     The SavedModel is written where no server looks, loaded again, compared with the
     live model, and then renamed into place: at any moment a server finds the whole of
@@ -211,15 +212,14 @@ def _sampling(model, function, specs):
     """The function of the signature `sampling`, or None for a model without draws."""
     import tensorflow as tf
 
-    from ..layers.variational.mode import at_posterior_samples
+    from ..layers.variational.mode import at_posterior_samples, can_sample
     from .predictive import (
         is_regressor,
-        is_variational,
         sampled_classification,
         sampled_regression,
     )
 
-    if not is_variational(model):
+    if not can_sample(model):
         return None
     taken = specs.keys() & SAMPLING_INPUTS.keys()
     if taken:

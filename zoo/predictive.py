@@ -109,7 +109,9 @@ def sampled_classification(model):
     As `classification`, with K draws from the posteriors in place of the members.
 
     Args:
-        model: A `keras.Model` with variational layers, that ends in logits `[B, C]`.
+        model: A `keras.Model` with variational layers or
+        `kzoo.layers.MonteCarloDropout`,
+            that ends in logits `[B, C]`.
 
     Returns:
         Function of a batch of inputs, K and a seed, as
@@ -204,8 +206,9 @@ def sampled_regression(model):
     As `regression`, with M = K draws from the posteriors.
 
     Args:
-        model: A `keras.Model` with variational layers that ends in
-            `kzoo.layers.MeanAndVariance`, `[B, T, 2]`.
+        model: A `keras.Model` with variational layers or
+        `kzoo.layers.MonteCarloDropout`,
+            that ends in `kzoo.layers.MeanAndVariance`, `[B, T, 2]`.
 
     Returns:
         Function of a batch of inputs, K and a seed, as

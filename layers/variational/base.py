@@ -13,11 +13,11 @@ from .distributions import (
     STANDARD_NORMAL,
     kl_divergence,
 )
-from .mode import MEAN, Samples, mode
+from .mode import MEAN, Sampled, Samples, mode
 from .weight import PARTS, VariationalWeight, checked_function, serialize
 
 
-class BayesianLayer(SeededLayer):
+class BayesianLayer(Sampled, SeededLayer):
     """A layer with weights that are distributions, whose divergences are losses.
 
     A subclass says what `kinds` of weights these are, gives `_set_functions` the

@@ -241,8 +241,8 @@ class Conv1DLocalReparameterization(ConvVariational):
     """A 1D convolution with a distribution over its weights; outputs are drawn.
 
     Each output has the distribution it has under a normal posterior N(W̄, σ²), and is
-    drawn for itself, with ε ~ N(0, 1): y = φ(x * W̄ + ε ∘ sqrt(x² * σ²) + b). Outputs at
-    different positions share the kernel and so would covary; here they do not. See
+    drawn for itself, with ε ~ N(0, 1): y = φ(x * W̄ + ε ∘ sqrt(x² * σ²) + b). Outputs
+    at different positions share the kernel and so would covary; here they do not. See
     `Conv1DFlipout`, which differs in the estimator alone.
 
     Reference: Kingma, Salimans, Welling, "Variational Dropout and the Local
@@ -385,8 +385,8 @@ class Conv2DLocalReparameterization(ConvVariational):
     """A 2D convolution with a distribution over its weights; outputs are drawn.
 
     Each output has the distribution it has under a normal posterior N(W̄, σ²), and is
-    drawn for itself, with ε ~ N(0, 1): y = φ(x * W̄ + ε ∘ sqrt(x² * σ²) + b). Outputs at
-    different positions share the kernel and so would covary; here they do not. See
+    drawn for itself, with ε ~ N(0, 1): y = φ(x * W̄ + ε ∘ sqrt(x² * σ²) + b). Outputs
+    at different positions share the kernel and so would covary; here they do not. See
     `Conv2DFlipout`, which differs in the estimator alone.
 
     Reference: Kingma, Salimans, Welling, "Variational Dropout and the Local
@@ -529,8 +529,8 @@ class Conv3DLocalReparameterization(ConvVariational):
     """A 3D convolution with a distribution over its weights; outputs are drawn.
 
     Each output has the distribution it has under a normal posterior N(W̄, σ²), and is
-    drawn for itself, with ε ~ N(0, 1): y = φ(x * W̄ + ε ∘ sqrt(x² * σ²) + b). Outputs at
-    different positions share the kernel and so would covary; here they do not. See
+    drawn for itself, with ε ~ N(0, 1): y = φ(x * W̄ + ε ∘ sqrt(x² * σ²) + b). Outputs
+    at different positions share the kernel and so would covary; here they do not. See
     `Conv3DFlipout`, which differs in the estimator alone.
 
     Reference: Kingma, Salimans, Welling, "Variational Dropout and the Local

@@ -175,8 +175,8 @@ class DepthwiseConv2DLocalReparameterization(DepthwiseConvVariational):
     """A depthwise 2D convolution with a distribution over its weights; outputs drawn.
 
     Each output has the distribution it has under a normal posterior N(W̄, σ²), and is
-    drawn for itself, with ε ~ N(0, 1): y = φ(x ⊛ W̄ + ε ∘ sqrt(x² ⊛ σ²) + b). Outputs at
-    different positions share the kernel and so would covary; here they do not. See
+    drawn for itself, with ε ~ N(0, 1): y = φ(x ⊛ W̄ + ε ∘ sqrt(x² ⊛ σ²) + b). Outputs
+    at different positions share the kernel and so would covary; here they do not. See
     `DepthwiseConv2DFlipout`, which differs in the estimator alone.
 
     Reference: Kingma, Salimans, Welling, "Variational Dropout and the Local

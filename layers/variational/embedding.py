@@ -81,8 +81,8 @@ class EmbeddingFlipout(EmbeddingVariational):
 
         y_n = W̄[id] + ΔW̃[id] ∘ r_n.
 
-    So an example has one table, W̄ + ΔW̃ ∘ (1 r_nᵀ), in which an id that comes twice has
-    one row. Signs s_n of the table's rows, as Flipout's other layers have for their
+    So an example has one table, W̄ + ΔW̃ ∘ (1 r_nᵀ), in which an id that comes twice
+    has one row. Signs s_n of the table's rows, as Flipout's other layers have for their
     inputs, are not needed. The entries of ΔW̃ are independent and symmetric about 0, so
     the table has the distribution of ΔW̃ whatever the r_n; and of two examples
 

@@ -11,6 +11,15 @@ from ..ops.random import nth_seed, seed_pair
 MEAN = "mean"
 
 
+class Sampled:
+    """A layer that computes as `mode` says: by means, or by K draws."""
+
+
+def can_sample(model):
+    """Returns whether a model or layer has layers of which draws can be had."""
+    return any(isinstance(layer, Sampled) for layer in model._flatten_layers())
+
+
 class Samples:
     """K draws of all weights, of which row n of a batch sees the one of n mod K.
 

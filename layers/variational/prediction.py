@@ -3,15 +3,19 @@
 import keras
 
 from ..ops.arguments import integer
-from .base import variational_layers
-from .mode import at_posterior_mean, at_posterior_samples
+from .mode import at_posterior_mean, at_posterior_samples, can_sample
 
 
 class _Predictor(keras.Model):
     """A model that calls another one, whose weights are its own."""
 
     def __init__(self, model, **kwargs):
-        variational_layers(model)  # Or it raises.
+        if not can_sample(model):
+            raise ValueError(
+                "expected a model with layers that have distributions over their "
+                "weights, or with `MonteCarloDropout`. "
+                f"Received: {model.name}, which has none"
+            )
         super().__init__(**kwargs)
         self.model = model
 
@@ -36,7 +40,7 @@ class PosteriorMean(_Predictor):
     follows its training; train that one, not this.
 
     Args:
-        model: A `keras.Model` with variational layers.
+        model: A `keras.Model` with variational layers or `MonteCarloDropout`.
         **kwargs: `keras.Model`'s arguments, such as `name`.
 
     Call arguments:
@@ -49,7 +53,7 @@ class PosteriorMean(_Predictor):
         The model's.
 
     Raises:
-        ValueError: If the model has no variational layers.
+        ValueError: If the model has no such layers.
 
     Example:
 
@@ -86,7 +90,7 @@ class PosteriorSamples(_Predictor):
     follows its training; train that one, not this.
 
     Args:
-        model: A `keras.Model` with variational layers.
+        model: A `keras.Model` with variational layers or `MonteCarloDropout`.
         samples: K.
         seed: Integer; or None for new weights at each batch.
         **kwargs: `keras.Model`'s arguments, such as `name`.
@@ -101,7 +105,7 @@ class PosteriorSamples(_Predictor):
         The model's, with an axis of K after the batch's.
 
     Raises:
-        ValueError: If the model has no variational layers, or `samples` is no integer
+        ValueError: If the model has no such layers, or `samples` is no integer
             of at least 1.
 
     Example:

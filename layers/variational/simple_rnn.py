@@ -104,7 +104,8 @@ class SimpleRNNFlipout(VariationalRecurrentLayer):
     those of ΔŨ. All are drawn once a sequence and held over its steps t, so that row
     n runs with weights W̄ + ΔW̃ ∘ (s_n r_nᵀ) and Ū + ΔŨ ∘ (s'_n r'_nᵀ):
 
-        h_t = φ(x_t W̄ + ((x_t ∘ s) ΔW̃) ∘ r + b + h_{t-1} Ū + ((h_{t-1} ∘ s') ΔŨ) ∘ r').
+        h_t = φ(x_t W̄ + ((x_t ∘ s) ΔW̃) ∘ r + b + h_{t-1} Ū + ((h_{t-1} ∘ s') ΔŨ) ∘
+        r').
 
     A bias with a distribution is drawn once a sequence too, the same for all rows.
     Each call is a sequence, also where `stateful` goes on from the states of the last

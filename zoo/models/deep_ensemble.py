@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from ...layers import AverageMembers
+from ...layers.conversion import new_inputs
 from ...layers.ops.arguments import integer
 from ...layers.ops.batch_ensemble import check_rows, split_members
 from ..predictive import check_logits, ensemble_size
@@ -70,10 +71,7 @@ def deep_ensemble(networks, members=None, *, name="deep_ensemble"):
             make = lambda: build(networks)  # noqa: E731
         networks = [make() for _ in range(members)]
     _check(networks)
-    inputs = keras.tree.map_structure(
-        lambda x: keras.Input(x.shape[1:], dtype=x.dtype, name=x.name),
-        _inputs(networks[0]),
-    )
+    inputs = new_inputs(networks[0])
     x = MemberNetworks(networks, name="networks")(inputs)
     x = AverageMembers(len(networks), name="average_members")(x)
     return keras.Model(inputs, x, name=name)
