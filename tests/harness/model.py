@@ -59,15 +59,19 @@ def check_same_model(name, other, **overrides):
         other: The other one's name.
         overrides: With which it is the other one.
     """
-    from kzoo.zoo import info
+    from kzoo.zoo import build, info
 
     check_registration(name)
     check_docstring(info(name).entry_point, "function")
-    with Check("build"):
-        subject = Subject(name, {})
+    with Check("build") as check:
+        whole = build(name)
+        check.equal("the model's name", whole.name, name)
+        expected = (None, *info(name).input_shape)
+        check.equal("the input's shape", whole.input_shape, expected)
+        subject = Subject(name, overrides)
     check_build(subject)
     with Check("same model") as check:
-        models = [subject.build(**overrides), Subject(other, {}).build()]
+        models = [subject.build(), Subject(other, {}).build()]
         layers = [m.get_config()["layers"] for m in models]
         for mine, its in itertools.zip_longest(*layers):
             check.equal("a layer", mine, its)

@@ -1,5 +1,13 @@
 """Architectures; importing this package registers their models."""
 
-from . import deep_ensemble, lenet, mimo, mlp, resnet, wide_resnet
+from . import bottleneck_resnet, deep_ensemble, lenet, mimo, mlp, resnet, wide_resnet
 
-__all__ = ["deep_ensemble", "lenet", "mimo", "mlp", "resnet", "wide_resnet"]
+__all__ = [
+    "bottleneck_resnet",
+    "deep_ensemble",
+    "lenet",
+    "mimo",
+    "mlp",
+    "resnet",
+    "wide_resnet",
+]

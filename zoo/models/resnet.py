@@ -6,6 +6,7 @@ from ...layers import AverageMembers, NormalPrior, TileMembers, to_bayesian
 from ...layers.ops.arguments import integer
 from ..registry import register_model
 from .batch_ensemble import batch_ensemble
+from .pixels import CIFAR10
 
 
 def resnet(
@@ -15,8 +16,10 @@ def resnet(
     *,
     width=16,
     scale=1 / 255,
+    offset=0.0,
     conv=keras.layers.Conv2D,
     dense=keras.layers.Dense,
+    normalization=keras.layers.BatchNormalization,
     ensemble_size=1,
     l2=0.0,
     name="resnet",
@@ -33,9 +36,9 @@ def resnet(
     with 3×3 convolutions and x' = x or, where the shape changes, BN(conv(x)) with a
     1×1 convolution. BN is batch normalization.
 
-    The method that the weights follow comes in with the layer factories `conv` and
-    `dense`; with `ensemble_size` members, whose batches are member-major, the model
-    tiles its input and averages its output itself.
+    The method that the weights follow comes in with the layer factories `conv`,
+    `dense` and `normalization`; with `ensemble_size` members, whose batches are
+    member-major, the model tiles its input and averages its output itself.
 
     Reference: He, Zhang, Ren, Sun, "Deep Residual Learning for Image Recognition",
     2015, section 4.2. https://arxiv.org/abs/1512.03385
@@ -44,10 +47,14 @@ def resnet(
         input_shape: Shape of an image, `(height, width, channels)`.
         classes: Number of classes.
         depth: Number of layers with weights, 6n + 2.
-        width: Channels of the first stage.
-        scale: What raw pixels are multiplied by.
+        width: Channels of the first stage: 64 for the four times as wide network of
+            the BatchEnsemble paper.
+        scale: What raw pixels are multiplied by: a number, or one each channel.
+        offset: What is then added to them, likewise.
         conv: Makes the convolutions: takes `keras.layers.Conv2D`'s arguments.
         dense: Makes the last layer: takes `keras.layers.Dense`'s arguments.
+        normalization: Makes the normalizations: takes
+            `keras.layers.BatchNormalization`'s arguments.
         ensemble_size: M, the members that the layers made by the factories have.
         l2: Coefficient of the ℓ2 penalty on the factories' kernels.
         name: Name of the model.
@@ -89,7 +96,7 @@ def resnet(
             kernel_regularizer=penalty,
             name=f"{name}_conv",
         )(x)
-        return layers.BatchNormalization(name=f"{name}_bn")(x)
+        return normalization(name=f"{name}_bn")(x)
 
     def basic_block(x, filters, strides, name):
         y = conv_bn(x, filters, 3, strides, f"{name}_1")
@@ -100,7 +107,7 @@ def resnet(
         return layers.ReLU(name=f"{name}_relu")(layers.Add(name=f"{name}_add")([x, y]))
 
     image = keras.Input(input_shape, name="image")
-    x = layers.Rescaling(scale, name="scale")(image)
+    x = layers.Rescaling(scale, offset, name="scale")(image)
     if ensemble_size > 1:
         x = TileMembers(ensemble_size, name="tile_members")(x)
     x = layers.ReLU(name="stem_relu")(conv_bn(x, width, 3, 1, "stem"))
@@ -213,3 +220,92 @@ def resnet8_flipout_digits(
         kernel_prior_fn=NormalPrior(scale=prior_stddev),
         num_examples=num_examples,
     )
+
+
+_CIFAR10 = {"input_shape": (32, 32, 3), "classes": 10, "l2": 1e-4, **CIFAR10}
+
+
+@register_model(
+    "resnet20_cifar10",
+    description="Residual network of 20 layers for CIFAR-10.",
+    dataset="cifar10",
+    input_shape=(32, 32, 3),
+    paper="https://arxiv.org/abs/1512.03385",
+)
+def resnet20_cifar10(name="resnet20_cifar10", **overrides):
+    """Builds ResNet-20 for CIFAR-10.
+
+    Args:
+        name: Name of the model.
+        **overrides: Arguments of `resnet`.
+    """
+    return resnet(**{**_CIFAR10, "depth": 20, **overrides}, name=name)
+
+
+@register_model(
+    "resnet32_cifar10",
+    description="Residual network of 32 layers for CIFAR-10.",
+    dataset="cifar10",
+    input_shape=(32, 32, 3),
+    paper="https://arxiv.org/abs/1512.03385",
+)
+def resnet32_cifar10(name="resnet32_cifar10", **overrides):
+    """Builds ResNet-32 for CIFAR-10.
+
+    Args:
+        name: Name of the model.
+        **overrides: Arguments of `resnet`.
+    """
+    return resnet(**{**_CIFAR10, "depth": 32, **overrides}, name=name)
+
+
+@register_model(
+    "resnet20_batch_ensemble_cifar10",
+    description="BatchEnsemble of residual networks of 20 layers for CIFAR-10.",
+    dataset="cifar10",
+    input_shape=(32, 32, 3),
+    paper="https://arxiv.org/abs/2002.06715",
+)
+def resnet20_batch_ensemble_cifar10(
+    ensemble_size=4,
+    fast_weights=-0.5,
+    name="resnet20_batch_ensemble_cifar10",
+    **overrides,
+):
+    """Builds `resnet20_cifar10` with BatchEnsemble layers.
+
+    Args:
+        ensemble_size: M, the number of members.
+        fast_weights: How the members' fast weights start, as
+            `kzoo.layers.batch_ensemble_initializer` takes it.
+        name: Name of the model.
+        **overrides: Arguments of `resnet`.
+    """
+    method = batch_ensemble(ensemble_size, fast_weights)
+    return resnet20_cifar10(**{**method, **overrides}, name=name)
+
+
+@register_model(
+    "resnet32_batch_ensemble_cifar10",
+    description="BatchEnsemble of residual networks of 32 layers for CIFAR-10.",
+    dataset="cifar10",
+    input_shape=(32, 32, 3),
+    paper="https://arxiv.org/abs/2002.06715",
+)
+def resnet32_batch_ensemble_cifar10(
+    ensemble_size=4,
+    fast_weights=-0.5,
+    name="resnet32_batch_ensemble_cifar10",
+    **overrides,
+):
+    """Builds `resnet32_cifar10` with BatchEnsemble layers.
+
+    Args:
+        ensemble_size: M, the number of members.
+        fast_weights: How the members' fast weights start, as
+            `kzoo.layers.batch_ensemble_initializer` takes it.
+        name: Name of the model.
+        **overrides: Arguments of `resnet`.
+    """
+    method = batch_ensemble(ensemble_size, fast_weights)
+    return resnet32_cifar10(**{**method, **overrides}, name=name)

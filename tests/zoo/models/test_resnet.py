@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from harness import check_model
+from harness import check_model, check_same_model
 from harness.by_hand import batch_norm, conv2d, randomize, relu, softmax, value
 from kzoo.layers import (
     Conv2DBatchEnsemble,
@@ -49,6 +49,45 @@ def test_depth_counts_layers_with_weights(depth, convolutions):
     model = resnet((8, 8, 1), classes=10, depth=depth, width=2)
     layers = [x for x in model.layers if isinstance(x, keras.layers.Conv2D)]
     assert len(layers) == convolutions
+
+
+@pytest.mark.tensorflow  # Sizes are the same on JAX.
+def test_sizes_for_cifar10():
+    # Of ResNet-n the paper has 0.27 and 0.46 million, without shortcuts with weights.
+    def size(depth, w, shortcuts):
+        n = (depth - 2) // 6
+        kernels = 9 * w * (3 + w * (2 * n + 2 + 4 * (2 * n - 1) + 8 + 16 * (2 * n - 1)))
+        channels = w * (1 + 2 * n * 7)
+        if shortcuts:
+            kernels, channels = kernels + w * w * (2 + 8), channels + w * 6
+        return kernels + 2 * channels, 2 * channels, (4 * w + 1) * 10
+
+    assert [round(sum(size(d, 16, False)[::2]) / 1e6, 2) for d in (20, 32)] == [
+        0.27,
+        0.46,
+    ]
+    for name, arguments in {
+        "resnet20_cifar10": (20, 16),
+        "resnet32_cifar10": (32, 16),
+    }.items():
+        assert build(name).count_params() == sum(size(*arguments, True))
+        ensemble = build(name.replace("_", "_batch_ensemble_"), width=1)
+        convolutions = [x for x in ensemble.layers if x.name.endswith("_conv")]
+        assert len(convolutions) == arguments[0] - 1 + 2
+    # Four times as wide, as in the BatchEnsemble paper, where its name is ResNet-32x4.
+    wide = build("resnet32_cifar10", width=64)
+    assert wide.count_params() == sum(size(32, 64, True))
+
+
+def test_normalization_is_a_factorys():
+    made = []
+
+    def normalization(**kwargs):
+        made.append(keras.layers.BatchNormalization(**kwargs))
+        return made[-1]
+
+    model = resnet((8, 8, 1), 10, depth=8, width=2, normalization=normalization)
+    assert len(made) == 9 and all(layer in model.layers for layer in made)
 
 
 @pytest.mark.parametrize("name", ["ensemble_size", "width"])
@@ -214,3 +253,12 @@ def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
 )
 def test_contract(name):
     check_model(name)
+
+
+# They differ from the above in size alone.
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["", "_batch_ensemble"])
+@pytest.mark.parametrize("depth", [20, 32])
+def test_contract_of_larger_ones(depth, kind):
+    small = {"input_shape": (8, 8, 1), "depth": 8, "scale": 1 / 16, "offset": 0.0}
+    check_same_model(f"resnet{depth}{kind}_cifar10", f"resnet8{kind}_digits", **small)
