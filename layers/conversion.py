@@ -1,5 +1,6 @@
 """Copies of models, some of their layers converted."""
 
+import contextlib
 import inspect
 import tempfile
 
@@ -51,7 +52,7 @@ def converted(model, convert, fill, counterparts, inputs=None, call=None):
         of_kind = copied if found is None else pairs
         if found is None:
             found = type(layer).from_config(layer.get_config())
-        found.trainable = layer.trainable
+        _freeze_as(layer, found)
         of_kind.append((layer, found))
         return found
 
@@ -63,20 +64,21 @@ def converted(model, convert, fill, counterparts, inputs=None, call=None):
             name=layer.name,
             dtype=layer.dtype_policy,
         )
-        found.trainable = layer.trainable
+        _freeze_as(layer, found)
         for part in ("forward_layer", "backward_layer"):
             one, other = getattr(layer, part), getattr(found, part)
-            other.trainable = one.trainable
+            _freeze_as(one, other)
             pairs.append((one, other))
         return found
 
-    made = keras.models.clone_model(
-        model,
-        input_tensors=inputs,
-        clone_function=clone,
-        call_function=call,
-        recursive=True,
-    )
+    with _as_if_not_compiled(model):
+        made = keras.models.clone_model(
+            model,
+            input_tensors=inputs,
+            clone_function=clone,
+            call_function=call,
+            recursive=True,
+        )
     if not pairs:
         kinds = sorted({type(layer).__name__ for layer in model._flatten_layers()})
         raise ValueError(
@@ -91,6 +93,43 @@ def converted(model, convert, fill, counterparts, inputs=None, call=None):
         for one, other in both:
             _copy_state(one, other)
     return made, [layer for layer, _ in copied]
+
+
+def _freeze_as(layer, found):
+    # Only if it differs: it would reach all sublayers, and thaw one that is frozen.
+    if found.trainable != layer.trainable:
+        found.trainable = layer.trainable
+
+
+@contextlib.contextmanager
+def _as_if_not_compiled(model):
+    """Keeps `clone_model` from compiling the copy, which needs losses by name."""
+    models = [x for x in model._flatten_layers() if isinstance(x, keras.Model)]
+    compiled = [one for one in models if one.compiled]
+    try:
+        for one in compiled:
+            one.compiled = False
+        yield
+    finally:
+        for one in compiled:
+            one.compiled = True
+
+
+def output_layer(tensor):
+    """The layer that makes a symbolic tensor, also inside of nested models."""
+    layer = tensor._keras_history[0]
+    while isinstance(layer, keras.Model):
+        layer = layer.outputs[0]._keras_history[0]
+    return layer
+
+
+def output_function(layer):
+    """The name of the function that a layer ends in, such as `"softmax"`, or None."""
+    activation = getattr(layer, "activation", None)
+    if activation is not None:
+        return getattr(activation, "__name__", None)
+    # The layer Softmax, or the operation of keras.ops, whose class is not public.
+    return type(layer).__name__.lower()
 
 
 def new_inputs(model):

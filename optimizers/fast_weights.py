@@ -72,14 +72,14 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
         multiplier: What the learning rate of fast weights is multiplied by, above 0.
 
     Returns:
-        A `keras.optimizers.MultiOptimizer` of `optimizer` and of its copy for the fast
-        weights, to be given to `compile`. It has no learning rate of its own: assign to
-        `result.optimizers[0].learning_rate` or `[1]`. Clipping by global norm, if the
-        optimizer has it, is over each one's gradients.
+        A `keras.optimizers.MultiOptimizer` to be given to `compile`. Its `optimizers`
+        are a copy of `optimizer` for the fast weights, and `optimizer` itself for all
+        else. It has no learning rate of its own: assign to those of the two. Clipping
+        by global norm, if the optimizer has it, is over each one's gradients.
 
     Raises:
-        ValueError: If the multiplier is not above 0, the model has no fast weights, or
-            the optimizer wraps others.
+        ValueError: If the multiplier is not above 0, the model has no fast weights, the
+            optimizer wraps others, or its learning rate is a function.
 
     Example:
 
@@ -104,6 +104,13 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
         )
     config = {**optimizer.get_config(), "name": f"{optimizer.name}_of_fast_weights"}
     rate, schedules = config["learning_rate"], keras.optimizers.schedules
+    if callable(optimizer._learning_rate) and not isinstance(
+        optimizer._learning_rate, schedules.LearningRateSchedule
+    ):
+        raise ValueError(
+            "expected a learning rate that is a number or a schedule. Received: "
+            f"learning_rate={optimizer._learning_rate!r}"
+        )
     if isinstance(rate, dict):
         scaled = ScaledSchedule(schedules.deserialize(rate), multiplier)
         config["learning_rate"] = schedules.serialize(scaled)
@@ -116,5 +123,6 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
     # is an optimizer when it is loaded.
     key = f"(?:.*/)?(?:{'|'.join(dict.fromkeys(names))})"
     return keras.optimizers.MultiOptimizer(
-        keras.optimizers.OptimizerMap(optimizer, {key: fast})
+        keras.optimizers.OptimizerMap(optimizer, {key: fast}),
+        loss_scale_factor=optimizer.loss_scale_factor,
     )

@@ -10,7 +10,13 @@ from ..ops.random import own_initializer
 from .einsum_dense import EinsumDenseBatchEnsemble
 
 # The arguments that Keras's layer has not, and each projection takes.
-OF_MEMBERS = ("rank", "ensemble_size", "alpha_initializer", "gamma_initializer")
+OF_MEMBERS = (
+    "rank",
+    "ensemble_size",
+    "alpha_initializer",
+    "gamma_initializer",
+    "shared_trainable",
+)
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -64,6 +70,7 @@ class MultiHeadAttentionBatchEnsemble(ProjectedAttention):
         bias_constraint: On the biases.
         use_gate: Whether a projection of the query gates the heads.
         seed: An integer of at least 0, for the same dropout again.
+        shared_trainable: Whether the shared kernels are trained, if the layer is.
         **kwargs: `keras.layers.Layer`'s arguments.
 
     Call arguments:
@@ -125,6 +132,7 @@ class MultiHeadAttentionBatchEnsemble(ProjectedAttention):
         bias_constraint=None,
         use_gate=False,
         seed=None,
+        shared_trainable=True,
         **kwargs,
     ):
         # Of all weights, which Keras's layer and each projection take.
@@ -162,6 +170,7 @@ class MultiHeadAttentionBatchEnsemble(ProjectedAttention):
                 ensemble_size=ensemble_size,
                 alpha_initializer=alpha_initializer,
                 gamma_initializer=gamma_initializer,
+                shared_trainable=shared_trainable,
                 dtype=self.dtype_policy,
             )
 

@@ -15,15 +15,22 @@ class BatchEnsembleLayer(keras.layers.Layer):
     A subclass makes `self.shared`, the plain layer without bias or activation that
     owns the shared kernel, by `_share`, and the fast weights by `_add_fast_weights`
     when it is built. As an ordinary sublayer the shared one can be frozen by itself
-    (`layer.shared.trainable = False`), take LoRA, or be quantized.
+    (`layer.shared.trainable = False`), which the config keeps.
     """
 
     bias = None
 
     def __init__(
-        self, rank, ensemble_size, alpha_initializer, gamma_initializer, **kwargs
+        self,
+        rank,
+        ensemble_size,
+        alpha_initializer,
+        gamma_initializer,
+        shared_trainable=True,
+        **kwargs,
     ):
         super().__init__(**kwargs)
+        self._shared_starts_trainable = shared_trainable
         self.rank = integer("rank", rank)
         self.ensemble_size = integer("ensemble_size", ensemble_size)
         self.alpha_initializer = own_initializer(alpha_initializer)
@@ -38,6 +45,8 @@ class BatchEnsembleLayer(keras.layers.Layer):
             **arguments, **fixed, dtype=self.dtype_policy, name="shared"
         )
         self._of_shared = tuple(arguments)
+        if not (self.trainable and self._shared_starts_trainable):
+            self.shared.trainable = False
 
     def share_with(self, other):
         """Takes another layer's shared layer, and so its kernel, in place of its own.
@@ -46,8 +55,13 @@ class BatchEnsembleLayer(keras.layers.Layer):
             other: A layer of the same class and arguments.
 
         Raises:
-            ValueError: If this layer is built already.
+            ValueError: If it is of another class, or this layer is built already.
         """
+        if type(other) is not type(self):
+            raise ValueError(
+                f"expected a {type(self).__name__} to share with. Received: "
+                f"{type(other).__name__} {other.name!r}"
+            )
         if self.built:
             raise ValueError(
                 f"expected a layer that is not built yet. Received: {self.name}"
@@ -127,6 +141,7 @@ class BatchEnsembleLayer(keras.layers.Layer):
             **{name: shared[name] for name in self._of_shared},
             "rank": self.rank,
             "ensemble_size": self.ensemble_size,
+            "shared_trainable": self.shared.trainable,
             "alpha_initializer": keras.initializers.serialize(self.alpha_initializer),
             "gamma_initializer": keras.initializers.serialize(self.gamma_initializer),
             "activity_regularizer": keras.regularizers.serialize(
@@ -252,5 +267,10 @@ def fast_weights(model):
         for layer in model._flatten_layers()
         if isinstance(layer, BatchEnsembleLayer)
         for name in (p + w for p in ("", "recurrent_") for w in ("alpha", "gamma"))
-        if (variable := getattr(layer, name, None)) is not None
+        for variable in _variables(getattr(layer, name, None))
     ]
+
+
+def _variables(weight):
+    """A weight, or the parameters of its distribution."""
+    return [] if weight is None else getattr(weight, "variables", [weight])

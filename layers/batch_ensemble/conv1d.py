@@ -14,9 +14,9 @@ class Conv1DBatchEnsemble(ConvBatchEnsemble):
 
         y = φ(((x ∘ r_m) * W) ∘ s_m + b_m).
 
-    All else is as `kzoo.layers.Conv2DBatchEnsemble` says. Takes its arguments, in its
-    order. (edward2's layer of this name has no `rank`, so that what follows
-    `kernel_size` there must go by name.)
+    All else is as `kzoo.layers.Conv2DBatchEnsemble` says. Takes its arguments, those
+    after `kernel_size` by name. (Of edward2's layer of this name, which has no `rank`,
+    the third is `ensemble_size`.)
 
     Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
     Ensemble and Lifelong Learning", 2020. https://arxiv.org/abs/2002.06715
@@ -73,3 +73,6 @@ class Conv1DBatchEnsemble(ConvBatchEnsemble):
     """
 
     plain = keras.layers.Conv1D
+
+    def __init__(self, filters, kernel_size, **kwargs):
+        super().__init__(filters, kernel_size, **kwargs)

@@ -10,8 +10,11 @@ from ..conversion import (
     holders,
     new_inputs,
     numpy,
+    output_function,
+    output_layer,
     with_arguments,
 )
+from ..mean_and_variance import MeanAndVariance
 from ..ops.arguments import integer
 from . import (
     attention,
@@ -89,9 +92,13 @@ def to_batch_ensemble(
 
     `kzoo.layers.TileMembers` stands before the first of them and shows all members
     the same rows outside training; `kzoo.layers.AverageMembers` at the end averages
-    what they predict. All else stays as it is: names, other layers and their weights,
-    shared layers, nested models, which layers are frozen. With fast weights that start
-    as ones, each member computes what the plain model does, until it is trained; see
+    what they predict. In `fit` each batch is split among the members, so that M must
+    divide it (`drop_remainder=True`) and each member sees its part of the examples;
+    `kzoo.zoo.train` with `members="tile"` shows all to each.
+
+    All else stays as it is: names, other layers and their weights, shared layers,
+    nested models, which layers are frozen. With fast weights that start as ones, each
+    member computes what the plain model does, until it is trained; see
     `kzoo.layers.batch_ensemble_initializer` for members that start apart.
 
     Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
@@ -110,9 +117,10 @@ def to_batch_ensemble(
             their own, with statistics of their own rows, and PReLU's slopes. By default
             they share them.
         average: What the model's outputs are. `"logits"`: the ensemble's are the log
-            of the mean of the members' probabilities. `"outputs"`: anything whose mean
-            is meant, such as probabilities or a regression's. None: no average; the
-            outputs are the members' own, member-major, in training and outside.
+            of the mean of the members' probabilities, over the last axis.
+            `"outputs"`: anything whose mean is meant, such as probabilities or a
+            regression's. None: no average; the outputs are the members' own,
+            member-major, in training and outside.
         share_with: What this function has made of the same model before. Its W are
             those of the new ensemble too: there is one of each, which both read, and
             whoever trains it changes it for both. By default W are copied.
@@ -122,8 +130,8 @@ def to_batch_ensemble(
 
     Raises:
         ValueError: If an argument is out of range, the model is neither Sequential nor
-            functional, or no layer has a counterpart.
-        KeyError: If a layer of the model has none of its name in `share_with`.
+            functional, no layer has a counterpart, logits are to be averaged of a model
+            that does not end in any, or `share_with` is of another model.
 
     Example:
 
@@ -151,9 +159,10 @@ def to_batch_ensemble(
     # Of recurrent layers, for the recurrent kernel.
     fast |= {f"recurrent_{n}": v for n, v in fast.items() if n != "rank"}
 
-    owners = {}
-    if share_with is not None:
-        owners = {layer.name: layer for layer in share_with._flatten_layers()}
+    inputs = new_inputs(model)
+    if average == "logits":
+        _check_logits(model)
+    owners = {} if share_with is None else _pairs(model, share_with)
 
     def convert(layer):
         made = counterparts.get(type(layer))
@@ -162,7 +171,7 @@ def to_batch_ensemble(
         config = {**layer.get_config(), **fast, "ensemble_size": ensemble_size}
         found = with_arguments(made, config)
         if share_with is not None and type(layer) in COUNTERPARTS:
-            pairs = zip(holders(found), holders(owners[layer.name]), strict=True)
+            pairs = zip(holders(found), holders(owners[id(layer)]), strict=True)
             for one, other in pairs:
                 one.share_with(other)
         return found
@@ -181,7 +190,6 @@ def to_batch_ensemble(
                     value = value[None].repeat(ensemble_size, 0)
                 variable.assign(value)
 
-    inputs = new_inputs(model)
     tiled = {id(x): TileMembers(ensemble_size)(x) for x in keras.tree.flatten(inputs)}
 
     def call(layer, *args, **kwargs):
@@ -191,20 +199,23 @@ def to_batch_ensemble(
         )
         return layer(*args, **kwargs)
 
-    last = (
-        []
-        if average is None
-        else [AverageMembers(ensemble_size, from_logits=average == "logits")]
-    )
+    def averaged(y):
+        names = [one._keras_history[0].name for one in model.outputs]
+        name = y._keras_history[0].name
+        name = f"average_{name}" if len(set(names)) == len(names) > 1 else None
+        return AverageMembers(ensemble_size, average == "logits", name=name)(y)
+
     if isinstance(model, keras.Sequential):
         made, copied = converted(model, convert, fill, counterparts)
-        first = [inputs, TileMembers(ensemble_size)]
-        made = keras.Sequential([*first, *made.layers, *last], name=model.name)
+        parts = [inputs, TileMembers(ensemble_size), *made.layers]
+        if average is not None:
+            parts.append(AverageMembers(ensemble_size, average == "logits"))
+        made = keras.Sequential(parts, name=model.name)
     else:
         made, copied = converted(model, convert, fill, counterparts, inputs, call)
         outputs = made.output
-        for layer in last:
-            outputs = keras.tree.map_structure(layer, outputs)
+        if average is not None:
+            outputs = keras.tree.map_structure(averaged, outputs)
         made = keras.Model(inputs, outputs, name=model.name)
     left = [layer for layer in copied if has_plain_kernels(layer, WITH_MEMBERS)]
     if left:
@@ -215,6 +226,42 @@ def to_batch_ensemble(
             stacklevel=2,
         )
     return made
+
+
+def _check_logits(model):
+    for y in model.outputs:
+        layer = output_layer(y)
+        no_logits = output_function(layer) in ("softmax", "sigmoid")
+        if no_logits or isinstance(layer, MeanAndVariance) or y.shape[-1] == 1:
+            raise ValueError(
+                "expected `average='outputs'`, or None, for a model that does not end "
+                f"in logits of classes. Received: average='logits', and {model.name}, "
+                f"whose output {layer.name!r} has shape {tuple(y.shape)} and is of "
+                f"{type(layer).__name__}"
+            )
+
+
+def _pairs(model, made):
+    """The layers of an ensemble by the ids of those they were made of."""
+    found = {}
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        names = {one.name: one for one in made.layers}
+        if layer.name not in names:
+            raise ValueError(
+                "expected `share_with` to have been made of the same model. Received: "
+                f"{made.name}, without a layer {layer.name!r}"
+            )
+        other = names[layer.name]
+        if isinstance(layer, keras.Model):
+            found |= _pairs(layer, other)
+        elif isinstance(layer, keras.layers.Bidirectional):
+            for part in ("forward_layer", "backward_layer"):
+                found[id(getattr(layer, part))] = getattr(other, part)
+        else:
+            found[id(layer)] = other
+    return found
 
 
 def from_batch_ensemble(model, member):
@@ -237,8 +284,10 @@ def from_batch_ensemble(model, member):
         for its rows, up to the normalization of logits.
 
     Raises:
-        ValueError: If the model has no such layers, there is no such member, or a
-            layer's member is none of Keras's layers.
+        ValueError: If the model has no such layers, there is no such member, or
+            something with members is left: a layer that is not of these, or inside of
+            another layer, or `TileMembers` and `AverageMembers` inside of a nested
+            Sequential model.
 
     Example:
 
@@ -251,14 +300,7 @@ def from_batch_ensemble(model, member):
     """
 
     def convert(layer):
-        if type(layer) in WITH_MEMBERS:
-            return layer.member(member)
-        if hasattr(layer, "ensemble_size") and not isinstance(layer, OF_MEMBERS):
-            raise ValueError(
-                "expected layers whose members are Keras's. Received: "
-                f"{type(layer).__name__} {layer.name!r}"
-            )
-        return None
+        return layer.member(member) if type(layer) in WITH_MEMBERS else None
 
     def fill(layer, found):
         """Does nothing: the layer was made with its weights."""
@@ -271,5 +313,14 @@ def from_batch_ensemble(model, member):
     if isinstance(model, keras.Sequential):
         made, _ = converted(model, convert, fill, WITH_MEMBERS)
         kept = [layer for layer in made.layers if not isinstance(layer, OF_MEMBERS)]
-        return keras.Sequential([new_inputs(model), *kept], name=model.name)
-    return converted(model, convert, fill, WITH_MEMBERS, call=call)[0]
+        made = keras.Sequential([new_inputs(model), *kept], name=model.name)
+    else:
+        made, _ = converted(model, convert, fill, WITH_MEMBERS, call=call)
+    left = [x for x in made._flatten_layers() if getattr(x, "ensemble_size", 1) != 1]
+    if left:
+        raise ValueError(
+            "expected layers of members whose members are Keras's, not inside of other "
+            "layers or of Sequential models. Received: "
+            f"{', '.join(f'{type(x).__name__} {x.name!r}' for x in left)}"
+        )
+    return made

@@ -21,8 +21,8 @@ class DepthwiseConv2DBatchEnsemble(ChannelBatchEnsemble):
     edward2's layer, and so that all of the family can be initialized alike.
 
     All else is as `kzoo.layers.Conv2DBatchEnsemble` says. Takes
-    `edward2.layers.DepthwiseConv2DBatchEnsemble`'s arguments, in its order, but for
-    `rank`, which that has not, and `keras.layers.DepthwiseConv2D`'s `dilation_rate`.
+    `edward2.layers.DepthwiseConv2DBatchEnsemble`'s arguments, in its order, then
+    `keras.layers.DepthwiseConv2D`'s `dilation_rate`, and `rank`, which come last.
 
     Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
     Ensemble and Lifelong Learning", 2020. https://arxiv.org/abs/2002.06715
@@ -82,7 +82,6 @@ class DepthwiseConv2DBatchEnsemble(ChannelBatchEnsemble):
     def __init__(
         self,
         kernel_size,
-        rank=1,
         ensemble_size=4,
         alpha_initializer="ones",
         gamma_initializer="ones",
@@ -100,6 +99,7 @@ class DepthwiseConv2DBatchEnsemble(ChannelBatchEnsemble):
         depthwise_constraint=None,
         bias_constraint=None,
         dilation_rate=1,
+        rank=1,
         **kwargs,
     ):
         super().__init__(

@@ -54,7 +54,9 @@ class TileMembers(keras.layers.Layer):
     """
 
     def __init__(self, ensemble_size, **kwargs):
-        super().__init__(**kwargs)
+        # Without autocast, ids that are floats do not lose their digits under a mixed
+        # precision policy before they are looked up.
+        super().__init__(autocast=False, **kwargs)
         self.ensemble_size = integer("ensemble_size", ensemble_size)
         self.supports_masking = True
         self._training = False

@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import re
+import warnings
 from pathlib import Path
 
 import keras
@@ -32,7 +34,10 @@ class Lifelong:
 
     Args:
         body: A built Sequential or functional `keras.Model` from an input to features
-            `[B, F]`, without a head. Its weights are what the first task starts from.
+            `[B, F]`, without a head, whose layers with kernels all have counterparts
+            (see `kzoo.layers.to_batch_ensemble`). Its weights are what the first task
+            starts from, and its biases and normalizations what each does. W of layers
+            that are frozen are not trained by the first task either.
         rank: K, how many fast weights are summed in each layer.
         alpha_initializer: For all r.
         gamma_initializer: For all s.
@@ -69,7 +74,7 @@ class Lifelong:
         """Adds a task, and freezes what it shares with those before it.
 
         Args:
-            name: A name of its own.
+            name: A name of its own, also if only its letters and digits count.
             classes: C: the task's head is a dense layer from features to logits
                 `[B, C]`.
             head: A layer in its place, not built.
@@ -81,10 +86,11 @@ class Lifelong:
             ValueError: If the name is taken or empty, or neither or both of `classes`
                 and `head` are given.
         """
-        if not isinstance(name, str) or not name or name in self.tasks:
+        taken = map(output_name, self.tasks)
+        if not isinstance(name, str) or not name or output_name(name) in taken:
             raise ValueError(
-                "expected `name` to be a text that no other task has for its name, of "
-                f"{list(self.tasks)}. Received: name={name!r}"
+                "expected `name` to be a text, its letters and digits not those of "
+                f"another task, of {list(self.tasks)}. Received: name={name!r}"
             )
         if (classes is None) == (head is None):
             raise ValueError(
@@ -93,16 +99,15 @@ class Lifelong:
             )
         if head is None:
             head = keras.layers.Dense(classes, name="head")
-        features = to_batch_ensemble(
-            self._body,
-            ensemble_size=1,
-            own_normalization=True,
-            average=None,
-            share_with=self._features[0] if self._features else None,
-            **self._arguments,
-        )
+        if head.built:
+            raise ValueError(
+                "expected a head of this task alone, not built. "
+                f"Received: head={head.name!r}, which is built"
+            )
+        features = self._new_features()
         inputs = new_inputs(features)
-        model = keras.Model(inputs, head(features(inputs)))
+        outputs = head(features(inputs))
+        model = keras.Model(inputs, outputs, name=f"task_{len(self.tasks)}")
         self._features.append(features)
         self._heads.append(head)
         self.tasks[name] = model
@@ -110,21 +115,55 @@ class Lifelong:
             self.freeze_shared()
         return model
 
+    def _new_features(self):
+        """A task's network in front of its head."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message="to_batch_ensemble: ")
+            try:
+                features = to_batch_ensemble(
+                    self._body,
+                    ensemble_size=1,
+                    own_normalization=True,
+                    average=None,
+                    share_with=self._features[0] if self._features else None,
+                    **self._arguments,
+                )
+            except UserWarning as warning:
+                raise ValueError(
+                    "expected a body whose layers with kernels all have counterparts, "
+                    f"for their weights are shared. Received: {warning}"
+                ) from None
+        # A frozen body's W stay as they are; what is the task's own is trained.
+        shared = [(layer.shared, layer.shared.trainable) for layer in members(features)]
+        for layer in features._flatten_layers():
+            layer.trainable = True
+        for layer, trainable in shared:
+            layer.trainable = trainable
+        return features
+
     def freeze_shared(self):
-        """Freezes W in all tasks, for good; `add_task` does so from the second on."""
-        for features in self._features:
-            for layer in features._flatten_layers():
-                if isinstance(layer, BatchEnsembleLayer):
-                    layer.shared.trainable = False
-        for model in self.tasks.values():
-            model.train_function = None  # It may have been made with W in it.
+        """Freezes W in all tasks, for good; `add_task` does so from the second on.
+
+        A task that is compiled has a new optimizer from then on, of the same
+        configuration, which knows nothing of W.
+        """
+        for name, features in zip(self.tasks, self._features, strict=True):
+            model = self.tasks[name]
+            layers = members(features)
+            thawed = any(layer.shared.trainable for layer in layers)
+            for layer in layers:
+                layer.shared.trainable = False
+            if thawed and model.compiled:
+                config = keras.optimizers.serialize(model.optimizer)
+                model.optimizer = keras.optimizers.deserialize(config)
+                model.train_function = None
 
     def evaluate(self, data, **kwargs):
         """Evaluates tasks, each on its own data.
 
         Args:
-            data: dict from a task's name to its examples: a pair `(x, y)`, or what
-                else `keras.Model.evaluate` takes for x.
+            data: dict from a task's name to its examples: `(x, y)`, `(x, y, weights)`
+                or what else `keras.Model.evaluate` takes for x.
             **kwargs: Further arguments of `keras.Model.evaluate`.
 
         Returns:
@@ -138,8 +177,11 @@ class Lifelong:
             raise ValueError(f"expected tasks {list(self.tasks)}. Received: {unknown}")
         found = {}
         for name, examples in data.items():
-            pair = examples if isinstance(examples, tuple) else (examples,)
-            found[name] = self.tasks[name].evaluate(*pair, return_dict=True, **kwargs)
+            given = dict(zip(("x", "y", "sample_weight"), examples, strict=False))
+            if not isinstance(examples, tuple):
+                given = {"x": examples}
+            model = self.tasks[name]
+            found[name] = model.evaluate(**given, return_dict=True, **kwargs)
         return found
 
     def growth(self):
@@ -152,8 +194,7 @@ class Lifelong:
         shared = {
             id(v): v
             for features in self._features
-            for layer in features._flatten_layers()
-            if isinstance(layer, BatchEnsembleLayer)
+            for layer in members(features)
             for v in layer.shared.weights
         }
         tasks = {
@@ -173,7 +214,8 @@ class Lifelong:
         """Makes one model of all tasks, to be exported or served.
 
         Returns:
-            A `keras.Model` from the input to a dict of the tasks' outputs by name, as
+            A `keras.Model` from the input to a dict of the tasks' outputs, each by the
+            task's name with `_` for what is no letter or digit ("classes_0_1"), as
             `kzoo.zoo.export(model, folder, function=model)` takes it. It has the
             tasks' weights, not copies of them. (To go on later, `lifelong.save`: a
             `.keras` file does not keep that layers share W.)
@@ -184,18 +226,26 @@ class Lifelong:
         if not self.tasks:
             raise ValueError("expected a task to have been added. Received: none")
         inputs = new_inputs(self._body)
-        outputs = {name: model(inputs) for name, model in self.tasks.items()}
+        outputs = {output_name(n): model(inputs) for n, model in self.tasks.items()}
         return keras.Model(inputs, outputs, name=self._body.name)
 
     def save(self, folder):
         """Writes tasks and weights, W once, to a folder that `load` reads.
 
-        What is there is replaced when all is written.
+        What was saved there before is replaced when all is written.
 
         Args:
             folder: Path of the folder.
+
+        Raises:
+            ValueError: If something else is there, or there is no task.
         """
         folder = Path(folder)
+        if folder.exists() and not (folder / "lifelong.json").exists():
+            raise ValueError(
+                "expected a new folder, or one that `save` has written. "
+                f"Received: {folder}"
+            )
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
         placing.remove(partial)
@@ -203,14 +253,15 @@ class Lifelong:
             partial.mkdir()
             serialize = keras.saving.serialize_keras_object
             config = {
-                "body": serialize(self._body),
+                "body": without_state(serialize(self._body), {"compile_config"}),
                 "arguments": serialize(self._arguments),
                 "tasks": {
-                    name: serialize(head)
+                    name: without_state(serialize(head))
                     for name, head in zip(self.tasks, self._heads, strict=True)
                 },
             }
             (partial / "lifelong.json").write_text(json.dumps(config))
+            self._body.save_weights(partial / "body.weights.h5")
             self.as_model().save_weights(partial / "lifelong.weights.h5")
             placing.place(partial, folder)
         finally:
@@ -228,8 +279,32 @@ class Lifelong:
         """
         config = json.loads((Path(folder) / "lifelong.json").read_text())
         deserialize = keras.saving.deserialize_keras_object
-        made = cls(deserialize(config["body"]), **deserialize(config["arguments"]))
+        body = deserialize(config["body"])
+        body.load_weights(Path(folder) / "body.weights.h5")
+        made = cls(body, **deserialize(config["arguments"]))
         for name, head in config["tasks"].items():
             made.add_task(name, head=deserialize(head))
         made.as_model().load_weights(Path(folder) / "lifelong.weights.h5")
         return made
+
+
+def members(features):
+    """The layers with fast weights of a network."""
+    layers = features._flatten_layers()
+    return [layer for layer in layers if isinstance(layer, BatchEnsembleLayer)]
+
+
+def output_name(task):
+    """A task's name as an output of a SavedModel may have it."""
+    name = re.sub("[^A-Za-z0-9]+", "_", str(task))
+    return f"_{name}" if name[:1].isdigit() else name
+
+
+def without_state(config, names=("build_config", "compile_config")):
+    """A configuration without how a layer or model, and what is inside, was built."""
+    if isinstance(config, dict):
+        kept = {n: value for n, value in config.items() if n not in names}
+        return {n: without_state(value, names) for n, value in kept.items()}
+    if isinstance(config, (list, tuple)):
+        return [without_state(value, names) for value in config]
+    return config

@@ -220,6 +220,7 @@ def test_own_normalization_starts_as_the_shared_one():
 
 
 @pytest.mark.slow
+@pytest.mark.tensorflow  # Compiling these on JAX takes minutes.
 @pytest.mark.parametrize(
     "make, shape",
     [
@@ -259,6 +260,125 @@ def test_layers_that_are_left_plain_are_named():
     )
     with pytest.warns(UserWarning, match="TimeDistributed 'each'"):
         to_batch_ensemble(plain, M)
+
+
+def test_what_is_no_logits_is_not_averaged_as_such():
+    x = keras.Input((4,))
+    for last in (
+        [layers.Dense(1)],
+        [layers.Dense(3, "softmax")],
+        [layers.Dense(3), layers.Softmax()],
+        [layers.Dense(2), kzoo.layers.MeanAndVariance()],
+    ):
+        plain = keras.Sequential([x, layers.Dense(4), *last])
+        with pytest.raises(ValueError, match="expected `average='outputs'`"):
+            to_batch_ensemble(plain, M)
+        to_batch_ensemble(plain, M, average="outputs")
+    outer = keras.Model(x, keras.Sequential([x, layers.Dense(3, "softmax")])(x))
+    with pytest.raises(ValueError, match="expected `average='outputs'`"):
+        to_batch_ensemble(outer, M)
+
+
+def towers():
+    """Two models inside of one, whose layers have the same names, and a shared one."""
+    x = keras.Input((4,))
+    inner = [
+        keras.Sequential([keras.Input((4,)), layers.Dense(3, name="hidden")], name=n)
+        for n in ("left", "right")
+    ]
+    last = layers.Dense(2, name="shared")
+    return keras.Model(x, [last(one(x)) for one in inner], name="towers")
+
+
+def test_two_ensembles_share_one_kernel_of_each_layer():
+    plain = randomize(towers())
+    first = to_batch_ensemble(plain, M, average=None)
+    for name in ("left", "right"):
+        first.get_layer(name).get_layer("hidden").shared.trainable = False
+    kernels = [w.numpy() for w in first.weights]
+    second = to_batch_ensemble(plain, 2, average=None, share_with=first)
+    for name in ("left", "right"):
+        one, other = (m.get_layer(name).get_layer("hidden") for m in (first, second))
+        assert one.shared is other.shared and not one.shared.trainable
+        assert one.alpha is not other.alpha and other.trainable
+    assert first.get_layer("shared").shared is second.get_layer("shared").shared
+    for now, before in zip(first.weights, kernels, strict=True):
+        np.testing.assert_array_equal(now.numpy(), before)
+    x = normal(2, 4)
+    for y, e in zip(second(x), plain(x), strict=True):
+        np.testing.assert_allclose(value(y), np.tile(value(e), (2, 1)), rtol=1e-5)
+    other = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="other")])
+    with pytest.raises(ValueError, match="without a layer 'other'"):
+        to_batch_ensemble(other, 2, share_with=first)
+
+
+@pytest.mark.parametrize("make", [images, words])
+def test_frozen_kernels_stay_frozen(make, tmp_path):
+    ensemble = to_batch_ensemble(make(), M, average=None)
+    for layer in ensemble._flatten_layers():
+        if hasattr(layer, "share_with"):
+            layer.shared.trainable = False
+    ensemble.save(tmp_path / "frozen.keras")
+    names = [w.path.split("/")[-1] for w in ensemble.trainable_variables]
+    assert "alpha" in names and "recurrent_kernel" not in names
+    for again in (
+        keras.saving.load_model(tmp_path / "frozen.keras"),
+        keras.models.clone_model(ensemble),
+    ):
+        assert [w.path.split("/")[-1] for w in again.trainable_variables] == names
+
+
+def test_a_compiled_model_is_converted_without_its_loss():
+    plain = keras.Sequential([keras.Input((4,)), layers.Dense(2)])
+    x = keras.Input((4,))
+    model = keras.Model(x, plain(x))
+    for one in (plain, model):
+        one.compile("adam", loss=lambda y, p: keras.ops.sum(p - y))
+    ensemble = to_batch_ensemble(model, M)
+    member = from_batch_ensemble(ensemble, 0)
+    assert model.compiled and plain.compiled
+    assert not ensemble.compiled and not member.compiled
+
+
+def test_members_that_would_be_left_are_refused():
+    x = keras.Input((4,))
+    inner = keras.Sequential([TileMembers(M), DenseBatchEnsemble(3, ensemble_size=M)])
+    outer = keras.Model(x, AverageMembers(M)(inner(x)))
+    with pytest.raises(ValueError, match="Received: TileMembers"):
+        from_batch_ensemble(outer, 0)
+    x = keras.Input((3, 4))
+    y = DenseBatchEnsemble(3, ensemble_size=M)(TileMembers(M)(x))
+    y = layers.RNN(kzoo.layers.GRUCellBatchEnsemble(2, ensemble_size=M))(y)
+    with pytest.raises(ValueError, match="Received: GRUCellBatchEnsemble"):
+        from_batch_ensemble(keras.Model(x, y), 0)
+
+
+def test_a_bias_of_members_has_members():
+    layer, x = kzoo.layers.BiasBatchEnsemble(M), normal(2 * M, 4)
+    layer.build(x.shape)
+    randomize(layer)
+    rows = np.split(value(layer(x)), M)
+    for m in range(M):
+        found = value(layer.member(m)(np.split(x, M)[m]))
+        np.testing.assert_array_equal(found, rows[m])
+
+
+def test_each_output_has_its_average():
+    assert len(to_batch_ensemble(towers(), M).outputs) == 2
+    one = to_batch_ensemble(words(), M, average="outputs")
+    assert one.output_names == ["average_first", "average_second"]
+
+
+def test_ids_keep_their_digits_under_mixed_precision():
+    ids = keras.Input((3,))  # Floats, as Keras's inputs are.
+    plain = keras.Model(ids, layers.Embedding(5000, 2)(ids))
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        ensemble = to_batch_ensemble(plain, M, average="outputs")
+    finally:
+        keras.config.set_dtype_policy("float32")
+    x = np.array([[4001.0, 4002.0, 257.0]])
+    np.testing.assert_allclose(value(ensemble(x)), value(plain(x)), rtol=1e-6)
 
 
 def test_refusals():

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from kzoo.optimizers import with_fast_weights
 from kzoo.zoo import Lifelong, export
 from kzoo.zoo.datasets import split_classes
 
@@ -107,8 +108,12 @@ def test_the_first_task_starts_as_the_body_does():
 
 
 def test_saved_and_loaded(tmp_path):
-    lifelong = Lifelong(body(), **APART)
+    plain = body()
+    plain.set_weights([np.random.default_rng(0).random(w.shape) for w in plain.weights])
+    plain.compile(loss=lambda y, p: p - y)
+    lifelong = Lifelong(plain, **APART)
     for i, name in enumerate(("one", "two")):
+        keras.utils.clear_session(free_memory=False)
         trained(lifelong.add_task(name, 2 + i), examples(i, 2 + i))
     lifelong.save(tmp_path / "kept")
     lifelong.save(tmp_path / "kept")  # Again, in its place.
@@ -119,7 +124,13 @@ def test_saved_and_loaded(tmp_path):
     for name, model in lifelong.tasks.items():
         answers = [m.predict(x, verbose=0) for m in (loaded.tasks[name], model)]
         np.testing.assert_allclose(*answers, atol=1e-6)
-    # It goes on.
+    # It goes on, as if it had not been stopped.
+    starts = []
+    for one in (lifelong, loaded):
+        keras.utils.set_random_seed(1)
+        starts.append(one.add_task("next", 2).get_weights())
+    for one, other in zip(*starts, strict=True):
+        np.testing.assert_array_equal(one, other)
     before = loaded.tasks["one"].predict(x, verbose=0)
     trained(loaded.add_task("three", 2), examples(3, 2))
     np.testing.assert_array_equal(loaded.tasks["one"].predict(x, verbose=0), before)
@@ -128,7 +139,7 @@ def test_saved_and_loaded(tmp_path):
 @pytest.mark.tensorflow
 def test_one_saved_model_has_each_kernel_once(tmp_path):
     lifelong = Lifelong(body(4000), **APART)
-    for name in ("one", "two", "three"):
+    for name in ("one", "two", "classes 0-1"):
         lifelong.add_task(name, 3)
     whole, x = lifelong.as_model(), examples(9)[0]
     path = export(whole, tmp_path, function=lambda x: whole(x, training=False))
@@ -136,7 +147,9 @@ def test_one_saved_model_has_each_kernel_once(tmp_path):
     found = lifelong.growth()
     parameters = found["shared"] + sum(found["tasks"].values())
     assert 4 * parameters <= size <= 1.05 * 4 * parameters
-    for name, outputs in whole.predict(x, verbose=0).items():
+    answers = whole.predict(x, verbose=0)
+    assert list(answers) == ["one", "two", "classes_0_1"]
+    for name, outputs in zip(lifelong.tasks, answers.values(), strict=True):
         expected = lifelong.tasks[name].predict(x, verbose=0)
         np.testing.assert_allclose(outputs, expected, atol=1e-6)
 
@@ -168,16 +181,61 @@ def test_digits_two_at_a_time():
     assert len(accuracies) == 5 and min(accuracies.values()) > 0.9, accuracies
 
 
-def test_refusals():
+@pytest.mark.parametrize("fast", [False, True])
+def test_a_task_is_trained_again_by_an_optimizer_of_its_own(fast):
+    lifelong = Lifelong(body(), **APART)
+    model = lifelong.add_task("one", 2)
+    adam = keras.optimizers.Adam(0.05, beta_1=0.5)
+    model.compile(with_fast_weights(adam, model) if fast else adam, "mse")
+    data = examples(0)[0], np.zeros((16, 2))
+    model.train_on_batch(*data)
+    lifelong.add_task("two", 2)
+    model.train_on_batch(*data)
+    for part in getattr(model.optimizer, "optimizers", [model.optimizer]):
+        assert part.beta_1 == 0.5
+
+
+def test_of_a_frozen_body_the_fast_weights_are_trained():
+    plain = body()
+    plain.get_layer("dense").trainable = False
+    lifelong = Lifelong(plain)
+    for name in ("one", "two"):
+        model = lifelong.add_task(name, 2)
+        trained = {"/".join(w.path.split("/")[-3:]) for w in model.trainable_variables}
+        assert "body/dense/alpha" in trained or "dense/alpha" in str(trained)
+        assert not any(n.endswith("dense/shared/kernel") for n in trained)
+        conv = [n for n in trained if n.endswith("conv2d/shared/kernel")]
+        assert len(conv) == (name == "one")
+
+
+def test_refusals(tmp_path):
+    head = layers.Dense(2)
+    head.build((None, 8))
+    with pytest.raises(ValueError, match="which is built"):
+        Lifelong(body()).add_task("one", head=head)
+    wrapped = keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            layers.TimeDistributed(layers.Dense(2), name="each"),
+            layers.Flatten(),
+            layers.Dense(2),
+        ]
+    )
+    with pytest.raises(ValueError, match="Received: .*TimeDistributed 'each'"):
+        Lifelong(wrapped).add_task("one", 2)
+    (tmp_path / "mine").mkdir()
     lifelong = Lifelong(body())
+    with pytest.raises(ValueError, match="Received: .*mine"):
+        lifelong.save(tmp_path / "mine")
     with pytest.raises(ValueError, match="Received: none"):
         lifelong.as_model()
     lifelong.add_task("one", 2)
-    for name in ("one", "", 1):
+    lifelong.add_task("task 2", 2)
+    for name in ("one", "", 1, "task-2"):
         with pytest.raises(ValueError, match="Received: name="):
             lifelong.add_task(name, 2)
     for given in ({}, {"classes": 2, "head": layers.Dense(2)}):
         with pytest.raises(ValueError, match="expected `classes` or `head`"):
             lifelong.add_task("two", **given)
-    with pytest.raises(ValueError, match=r"tasks \['one'\]. Received: \['two'\]"):
+    with pytest.raises(ValueError, match=r"expected tasks .*Received: \['two'\]"):
         lifelong.evaluate({"two": examples(0)})
