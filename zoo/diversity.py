@@ -177,9 +177,10 @@ def measure_diversity(member_probabilities, labels):
 def fast_weight_similarity(model):
     """Returns the cosines between members' fast weights, layer by layer.
 
-    Member m's kernel is the shared one times, entry by entry, F_m = sum_k r_mk s_mkᵀ.
-    The cosine between two members is that between their F, as vectors; for rank 1 it is
-    that between their r times that between their s.
+    Member m's kernel is the shared one times, entry by entry, F_m = sum_k r_mk s_mkᵀ,
+    of which a depthwise or grouped convolution has the entries of its kernel alone. The
+    cosine between two members is that between their F, as vectors. Of a separable
+    convolution, which has two kernels, F is taken as from input to output channels.
 
     Args:
         model: A `keras.Model`.
@@ -202,19 +203,15 @@ def fast_weight_similarity(model):
     places = {id(variable): i for i, variable in enumerate(model.variables)}
     layers = [x for x in model._flatten_layers() if isinstance(x, BatchEnsembleLayer)]
     found = {}
-    for layer in sorted(layers, key=lambda layer: places[id(layer.alpha)]):
-        for part in ("", "recurrent_"):
-            if not hasattr(layer, f"{part}alpha"):
-                continue
-            r, s = (getattr(layer, part + name) for name in ("alpha", "gamma"))
-            name = r.path.removesuffix("alpha").rstrip("/_")
-            # <F_m, F_n> = sum_kl (r_mk . r_nl) (s_mk . s_nl).
-            inner = 1.0
-            for w in (r, s):
-                w = keras.ops.convert_to_numpy(w).astype("float64")
-                w = w.reshape(layer.rank, layer.ensemble_size, -1)
-                inner = inner * np.einsum("kmi,lni->klmn", w, w)
-            found[name] = _cosine(inner.sum((0, 1)))
+    for layer in sorted(layers, key=lambda layer: places[id(layer.weights[0])]):
+        parts = {layer.path: layer._fast_weights()}
+        if hasattr(layer, "recurrent_alpha"):
+            recurrent = layer.recurrent_alpha, layer.recurrent_gamma
+            parts[f"{layer.path}/recurrent"] = recurrent
+        for name, fast in parts.items():
+            f = [layer._scale(m, *fast).ravel() for m in range(layer.ensemble_size)]
+            f = np.array(f, "float64")
+            found[name] = _cosine(f @ f.T)
     return found
 
 

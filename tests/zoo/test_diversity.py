@@ -7,8 +7,13 @@ from matplotlib.image import imread
 
 from kzoo.layers import (
     AverageMembers,
+    Conv2DBatchEnsemble,
     DenseBatchEnsemble,
+    DenseRank1,
+    DepthwiseConv2DBatchEnsemble,
+    EinsumDenseBatchEnsemble,
     LSTMBatchEnsemble,
+    SeparableConv2DBatchEnsemble,
     TemperatureScaling,
     TileMembers,
 )
@@ -98,6 +103,56 @@ def test_fast_weights_are_compared_as_matrices(rank):
     x = keras.Input((8, 8, 1))
     nested = fast_weight_similarity(keras.Model(x, model(x)))
     np.testing.assert_allclose(list(nested.values()), [found])
+
+
+NORMAL = {
+    f"{name}_initializer": keras.initializers.RandomNormal(1, 1, seed=seed)
+    for seed, name in enumerate(("alpha", "gamma"), 1)
+}
+PROPORTIONS = {
+    "depthwise": DepthwiseConv2DBatchEnsemble(2, depth_multiplier=2, **NORMAL),
+    "grouped": Conv2DBatchEnsemble(4, 2, rank=2, groups=2, **NORMAL),
+    "einsum": EinsumDenseBatchEnsemble("bthd,hdk->bthk", (5, 2, 6), **NORMAL),
+}
+
+
+@pytest.mark.parametrize("kind", PROPORTIONS)
+def test_only_what_a_kernel_is_multiplied_by_is_compared(kind):
+    layer = PROPORTIONS[kind]
+    x = keras.Input((5, 2, 4) if kind == "einsum" else (5, 5, 4))
+    model = keras.Model(x, layer(TileMembers(4)(x)))
+    (found,) = fast_weight_similarity(model).values()
+    w = keras.ops.convert_to_numpy(layer.shared.kernel)
+    f = [keras.ops.convert_to_numpy(layer.member(i).kernel) / w for i in range(4)]
+    f = np.reshape(f, (4, -1)).astype("float64")
+    f /= np.linalg.norm(f, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, f @ f.T, rtol=1e-4, atol=1e-5)
+
+
+def test_signs_that_cancel_in_a_depthwise_kernel_are_no_difference():
+    layer = DepthwiseConv2DBatchEnsemble(3, ensemble_size=2)
+    x = keras.Input((5, 5, 2))
+    model = keras.Model(x, layer(TileMembers(2)(x)))
+    for weight in (layer.alpha, layer.gamma):
+        weight.assign([[1.0, 1.0], [-1.0, 1.0]])
+    (found,) = fast_weight_similarity(model).values()
+    np.testing.assert_allclose(found, 1, rtol=1e-12)
+
+
+def test_a_separable_and_a_rank_1_bayesian_layer_are_compared_by_r_and_s():
+    x = keras.Input((5, 5, 2))
+    separable = SeparableConv2DBatchEnsemble(3, 2, ensemble_size=2, **NORMAL)
+    y = keras.layers.Flatten()(separable(TileMembers(2)(x)))
+    bayesian = DenseRank1(2, ensemble_size=2, num_examples=1)
+    model = keras.Model(x, bayesian(y))
+    means = bayesian.alpha.posterior.mean(), bayesian.gamma.posterior.mean()
+    found = fast_weight_similarity(model)
+    assert list(found) == [separable.path, bayesian.path]
+    fast = (separable.alpha, separable.gamma), means
+    for cosine, weights in zip(found.values(), fast, strict=True):
+        grams = (w @ w.T for w in map(keras.ops.convert_to_numpy, weights))
+        expected = [g[0, 1] / np.sqrt(g[0, 0] * g[1, 1]) for g in grams]
+        np.testing.assert_allclose(cosine[0, 1], np.prod(expected), rtol=1e-5)
 
 
 def test_recurrent_kernels_have_fast_weights_of_their_own():
