@@ -16,9 +16,9 @@ class OutOfDistribution(keras.callbacks.Callback):
     The score of an input says how likely it is out of distribution. AUROC is the
     probability that of two inputs, one of either set, the one from outside has the
     higher score (1/2 for equal ones), and FPR95 the share of the inputs in distribution
-    with scores as high as those of 95 % of the others. Both are exact; they join the
-    epoch's logs as `ood_auroc` and `ood_fpr95`, for the history and for the callbacks
-    that follow.
+    with scores as high as those of 95 % of the others. Both are exact, and NaN if a
+    score is not finite; they join the epoch's logs as `ood_auroc` and `ood_fpr95`, for
+    the history and for the callbacks that follow.
 
     Reference: Hendrycks, Gimpel, "A Baseline for Detecting Misclassified and
     Out-of-Distribution Examples in Neural Networks", 2017.
@@ -37,8 +37,7 @@ class OutOfDistribution(keras.callbacks.Callback):
 
     Raises:
         ValueError: If `score` is none of these; from `fit`, if the model does not end
-        in
-            logits.
+            in logits.
 
     Example:
 
@@ -76,9 +75,13 @@ class OutOfDistribution(keras.callbacks.Callback):
         found = [self._scores(inputs) for inputs in self.inputs]
         is_out = np.repeat([0, 1], [len(scores) for scores in found])
         scores = np.concatenate(found)
-        fpr, recall, _ = roc_curve(is_out, scores, drop_intermediate=False)
-        logs[f"{self.name}_auroc"] = float(roc_auc_score(is_out, scores))
-        logs[f"{self.name}_fpr95"] = float(fpr[np.argmax(recall >= RECALL)])
+        auroc = fpr95 = float("nan")
+        if np.isfinite(scores).all():  # Or training diverged: others see to that.
+            fpr, recall, _ = roc_curve(is_out, scores, drop_intermediate=False)
+            auroc = float(roc_auc_score(is_out, scores))
+            fpr95 = float(fpr[np.argmax(recall >= RECALL)])
+        logs[f"{self.name}_auroc"] = auroc
+        logs[f"{self.name}_fpr95"] = fpr95
 
     def _scores(self, inputs):
         answer = self._predictions.predict(

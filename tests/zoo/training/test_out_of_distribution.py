@@ -69,6 +69,24 @@ def test_logs_what_all_pairs_say(score):
     assert len(set(history["far_auroc"])) > 1  # It follows the weights.
 
 
+def test_a_training_that_diverges_is_logged_and_left_to_others():
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile("sgd", loss, jit_compile=False)
+    broken = np.where(np.arange(40)[:, None] == 0, np.nan, X)
+    callbacks = [OutOfDistribution(X, OUT), keras.callbacks.TerminateOnNaN()]
+    history = model.fit(broken, Y, epochs=3, callbacks=callbacks, verbose=0).history
+    assert [len(values) for values in history.values()] == [1, 1, 1]
+    assert np.isnan([history["ood_auroc"], history["ood_fpr95"]]).all()
+    # One score that is not finite is enough.
+    scores = iter([np.ones(40), np.where(np.arange(30) == 3, np.inf, 2.0)])
+    watch, logs = OutOfDistribution(X, OUT, lambda answer: next(scores)), {}
+    watch.set_model(keras.Sequential(model.layers))
+    watch.on_train_begin()
+    watch.on_epoch_end(0, logs)
+    assert np.isnan([logs["ood_auroc"], logs["ood_fpr95"]]).all()
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="`score`.*Received: score='raw'"):
         OutOfDistribution(X, OUT, "raw")
