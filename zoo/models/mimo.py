@@ -46,8 +46,7 @@ def mimo(network, input_shape, classes, members=3, *, name="mimo"):
 
     Raises:
         ValueError: If `members` or `classes` is no integer of at least 1, or the
-        network
-            has not the inputs and logits that it was asked for.
+            network has not the inputs and logits that it was asked for.
 
     Example:
 
@@ -159,7 +158,10 @@ class MembersSideBySide(keras.layers.Layer):
         if not training:
             return ops.concatenate([inputs] * self.ensemble_size, axis=-1)
         x = ops.moveaxis(split_members(inputs, self.ensemble_size), 0, -2)
-        return ops.reshape(x, (*ops.shape(x)[:-2], -1))
+        # A known number of channels: without, TensorFlow's convolutions take them for
+        # grouped ones, which it compiles.
+        channels = self.ensemble_size * inputs.shape[-1]
+        return ops.reshape(x, (*ops.shape(x)[:-2], channels))
 
     def compute_output_spec(self, inputs, training=False):
         """Returns the output's symbolic tensor."""

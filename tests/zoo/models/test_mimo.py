@@ -168,6 +168,28 @@ def test_in_the_zoo(data_dir, tmp_path):
     assert figures["members"] == 2
 
 
+@pytest.mark.tensorflow
+def test_channels_are_known_for_batches_of_unknown_size():
+    shapes = []
+
+    @tf.function(input_signature=[tf.TensorSpec((None, 4, 4, 3))])
+    def training(x):
+        shapes.append(MembersSideBySide(2)(x, training=True).shape)
+        return model(x, training=True)
+
+    def convolution(input_shape, logits):
+        x = keras.Input(input_shape)
+        y = layers.GlobalAveragePooling2D()(layers.Conv2D(2, 3)(x))
+        return keras.Model(x, layers.Dense(logits)(y))
+
+    model = mimo(convolution, (4, 4, 3), 3, members=2)
+    graph = training.get_concrete_function().graph
+    assert shapes[0][1:] == (4, 4, 6)
+    inner = graph.as_graph_def().library.function
+    # Grouped convolutions Keras compiles by themselves.
+    assert not [f.signature.name for f in inner if "_XlaMustCompile" in f.attr]
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="`members`.*Received: members=0"):
         mimo(dense, (2, 4), 3, members=0)
