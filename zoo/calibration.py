@@ -59,9 +59,9 @@ def fit_temperature(model, x, y=None, *, samples=None, batch_size=256):
         `kzoo.zoo.export` writes, is calibrated.
 
     Raises:
-        ValueError: If the model does not end in logits, labels are none of its classes,
-            or no temperature is best: if the label is the most probable class of every
-            example, the colder the better.
+        ValueError: If the model does not end in logits, batches are no pairs (x, y),
+            labels are none of its classes, or no temperature is best: if the label is
+            the most probable class of every example, the colder the better.
 
     Example:
 
@@ -168,6 +168,12 @@ def _batches(x, y, size):
     """Yields batches of inputs and labels."""
     if y is None:
         for pair in x:  # Tensors of TensorFlow's, for one, of whatever backend.
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                types = keras.tree.map_structure(lambda part: type(part).__name__, pair)
+                raise ValueError(
+                    "expected labels `y`, or `x` of batches that are pairs (x, y). "
+                    f"Received: a batch {types}"
+                )
             yield keras.tree.map_structure(np.asarray, pair)
         return
     rows = {len(array) for array in keras.tree.flatten(x)} | {len(y)}

@@ -212,6 +212,11 @@ def test_what_does_not_fit_is_refused():
         fit_temperature(plain(), X, y[:59])
     with pytest.raises(ValueError, match="Received: none"):
         fit_temperature(plain(), [])
+    pairs = "pairs .x, y.. Received: a batch "
+    with pytest.raises(ValueError, match=f"{pairs}.*'ndarray', 'ndarray', 'ndarray'"):
+        fit_temperature(plain(), [(X, y, y)])
+    with pytest.raises(ValueError, match=f"{pairs}ndarray"):
+        fit_temperature(plain(), X)
     with pytest.raises(ValueError, match="Received: samples=4 and model 'plain'"):
         fit_temperature(plain(), X, y, samples=4)
     with pytest.raises(ValueError, match="2 of them not finite"):
