@@ -482,6 +482,16 @@ class NoDoctest(RightLayer):
 NoDoctest.__doc__ = RightLayer.__doc__.replace(">>>", "   ")
 
 
+@register
+class WrapsBadly(RightLayer):
+    pass
+
+
+WrapsBadly.__doc__ = RightLayer.__doc__.replace(
+    "Standard deviation of the noise.", "Standard deviation\n        of the noise."
+)
+
+
 class NotRegistered(RightLayer):
     __doc__ = RightLayer.__doc__
 
@@ -532,6 +542,7 @@ WRONG_LAYERS = {
     NoSections: "docstring",
     NoArguments: "docstring",
     NoDoctest: "docstring",
+    WrapsBadly: "docstring",
     NotRegistered: "registration",
     RegisteredElsewhere: "registration",
 }

@@ -110,8 +110,7 @@ def sampled_classification(model):
 
     Args:
         model: A `keras.Model` with variational layers or
-        `kzoo.layers.MonteCarloDropout`,
-            that ends in logits `[B, C]`.
+            `kzoo.layers.MonteCarloDropout`, that ends in logits `[B, C]`.
 
     Returns:
         Function of a batch of inputs, K and a seed, as
@@ -207,8 +206,8 @@ def sampled_regression(model):
 
     Args:
         model: A `keras.Model` with variational layers or
-        `kzoo.layers.MonteCarloDropout`,
-            that ends in `kzoo.layers.MeanAndVariance`, `[B, T, 2]`.
+            `kzoo.layers.MonteCarloDropout`, that ends in
+            `kzoo.layers.MeanAndVariance`, `[B, T, 2]`.
 
     Returns:
         Function of a batch of inputs, K and a seed, as

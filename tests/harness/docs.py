@@ -30,6 +30,9 @@ SECTIONS = {
     "class": (),
     "function": (),
 }
+# Sections of items, `name: text`, whose further lines are indented more.
+OF_ITEMS = {"Args", "Attributes", "Call arguments", "Raises"}
+ITEM = re.compile(r" {4}[*`\w.]+(, [*`\w.]+)*:( |$)")
 
 
 def check_docstring(thing, kind):
@@ -61,6 +64,13 @@ def check_docstring(thing, kind):
                 f"{name!r}",
                 "no line that starts with it",
             )
+        wrapped = badly_wrapped(doc)
+        check.that(
+            not wrapped,
+            f"expected the lines that go on with an item of {thing.__name__}'s "
+            "docstring to be indented more than the item",
+            f"{wrapped}",
+        )
         if "Example" in SECTIONS[kind]:
             check.that(
                 ">>>" in doc,
@@ -91,6 +101,18 @@ def own_arguments(thing):
 def sections(doc):
     """The headings of a docstring: lines at its margin that end in a colon."""
     return re.findall(r"^([A-Z][A-Za-z ]*):", doc, re.MULTILINE)
+
+
+def badly_wrapped(doc):
+    """Lines that go on with an argument or an error and stand as one themselves."""
+    found, section = [], None
+    for line in doc.splitlines():
+        if line[:1].strip():
+            section = (sections(line) or [None])[0]
+        elif section in OF_ITEMS and re.match(r" {1,7}\S", line):
+            if not ITEM.match(line):
+                found.append(line.strip())
+    return found
 
 
 def has_section(doc, section):

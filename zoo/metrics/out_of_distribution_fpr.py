@@ -45,8 +45,7 @@ class OutOfDistributionFPR(OutOfDistributionMetric):
 
     Raises:
         ValueError: If `recall` or `score` is out of range, or labels or predictions
-        have
-            another shape.
+            have another shape.
 
     Example:
 
