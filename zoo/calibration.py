@@ -11,6 +11,7 @@ from ..layers.ops.arguments import integer
 from ..layers.variational.mode import can_sample
 from .metrics.inputs import label_probabilities
 from .predictive import (
+    check_samples,
     classification,
     ending_in,
     split_off_temperature,
@@ -149,17 +150,12 @@ def optimal_temperature(logits, labels):
 
 def _predictor(model, samples):
     """A compiled model of the logits, or of those of all draws, `[B, K, C]`."""
-    if can_sample(model):
+    if samples is not None:
+        found = PosteriorSamples(model, check_samples(samples, model), seed=0)
+    elif can_sample(model):
         found = PosteriorMean(model)
-        if samples is not None:
-            found = PosteriorSamples(model, samples, seed=0)
-    elif samples is None:
-        found = ending_in(model.outputs[0], model)  # The user's stays as it is.
     else:
-        raise ValueError(
-            "expected `samples` for a model with distributions over its weights. "
-            f"Received: samples={samples!r} and model {model.name!r}, which has none"
-        )
+        found = ending_in(model.outputs[0], model)  # The user's stays as it is.
     found.compile(jit_compile=keras.backend.backend() == "jax")
     return found
 

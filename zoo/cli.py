@@ -138,6 +138,9 @@ def _parser():
     sub.add_argument("model", help="a run's folder, a .keras file, or as for predict")
     data(sub, "the one it was trained on", "validation")
     sub.add_argument(
+        "--samples", type=_positive, help="draws of a Bayesian model; default: its mean"
+    )
+    sub.add_argument(
         "--diversity", action="store_true", help="and how an ensemble's members differ"
     )
     as_json(sub)
@@ -317,13 +320,14 @@ def _evaluate(arguments):
     model, dataset = _open(arguments.model)
     dataset = _dataset(arguments, dataset)
     where = {"dataset": dataset, "split": arguments.split}
+    options = {"samples": arguments.samples, "data_dir": arguments.data_dir}
     report = None
     with _to_stderr():
-        figures = evaluate(model, **where, data_dir=arguments.data_dir)
+        figures = evaluate(model, **where, **options)
         if arguments.diversity:
             from .diversity import diversity_report
 
-            report = diversity_report(model, **where, data_dir=arguments.data_dir)
+            report = diversity_report(model, **where, **options)
     figures = {**where, **figures}
     if arguments.json:
         _print_json({**figures, **({"diversity": report.figures()} if report else {})})

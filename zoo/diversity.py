@@ -100,7 +100,13 @@ class Diversity:
 
 
 def diversity_report(
-    model, dataset="digits", split="test", *, batch_size=256, data_dir=None
+    model,
+    dataset="digits",
+    split="test",
+    *,
+    samples=None,
+    batch_size=256,
+    data_dir=None,
 ):
     """Measures how an ensemble's members differ on a data set.
 
@@ -121,6 +127,7 @@ def diversity_report(
         model: An ensemble, as `kzoo.zoo.evaluate` takes it.
         dataset: Name of a data set, as `kzoo.zoo.load` takes it.
         split: Which examples.
+        samples: None; or K, for draws in place of members, likewise.
         batch_size: Number of examples that are predicted at a time.
         data_dir: Folder of the data sets.
 
@@ -142,7 +149,7 @@ def diversity_report(
     """
     from .training.evaluate import answers
 
-    batches = answers(model, dataset, split, batch_size, data_dir)
+    batches = answers(model, dataset, split, samples, batch_size, data_dir)
     sums = [_sums(outputs["member_probabilities"], y) for y, outputs in batches]
     fast_weights = {}
     if isinstance(model, keras.Model):

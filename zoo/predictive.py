@@ -1,9 +1,12 @@
 """From a classifier or regressor to its predictions and their uncertainty."""
 
+from functools import partial
+
 import keras
 from keras import ops
 
 from ..layers import AverageMembers, MeanAndVariance, TemperatureScaling
+from ..layers.ops.arguments import integer
 from ..layers.ops.batch_ensemble import split_members
 from ..layers.ops.uncertainty import (
     at_least_float32,
@@ -12,7 +15,11 @@ from ..layers.ops.uncertainty import (
     mutual_information,
 )
 from ..layers.variational.base import BayesianLayer
-from ..layers.variational.mode import at_posterior_mean, at_posterior_samples
+from ..layers.variational.mode import (
+    at_posterior_mean,
+    at_posterior_samples,
+    can_sample,
+)
 
 
 def ensemble_size(model):
@@ -83,12 +90,23 @@ class Predictions(keras.Model):
 
     Args:
         model: As `classification` takes it.
+        samples: None; or K, for draws in place of the members, as
+            `sampled_classification` takes the model, the same for all batches.
+
+    Raises:
+        ValueError: As these do, or if there is nothing to draw.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, samples=None):
         super().__init__(name="predictions")
         self.model = model
-        self._predict = classification(model)[1]
+        if samples is None:
+            self._predict = classification(model)[1]
+        else:
+            samples = check_samples(samples, model)
+            self._predict = partial(
+                sampled_classification(model), samples=samples, seed=0
+            )
         # JAX has nothing but XLA; elsewhere it is not worth compiling again for the
         # last, smaller batch.
         self.compile(jit_compile=keras.backend.backend() == "jax")
@@ -96,6 +114,17 @@ class Predictions(keras.Model):
     def call(self, inputs):
         """Returns the dict."""
         return self._predict(inputs)
+
+
+def check_samples(samples, model):
+    """Returns K, or raises a ValueError if a model has nothing to draw."""
+    if can_sample(model):
+        return integer("samples", samples)
+    raise ValueError(
+        "expected `samples` for a model with distributions over its weights, or with "
+        f"`MonteCarloDropout`. Received: samples={samples!r} and model "
+        f"{model.name!r}, which has none"
+    )
 
 
 def is_variational(model):

@@ -22,7 +22,14 @@ TOLERANCE = 1e-2
 
 
 def evaluate(
-    model, dataset="digits", split="test", *, batch_size=256, num_bins=15, data_dir=None
+    model,
+    dataset="digits",
+    split="test",
+    *,
+    samples=None,
+    batch_size=256,
+    num_bins=15,
+    data_dir=None,
 ):
     """Measures a classifier that ends in logits.
 
@@ -33,6 +40,9 @@ def evaluate(
             `kzoo.zoo.export` has written, as a `kzoo.zoo.serving.servable.Servable`.
         dataset: Name of a data set, as `kzoo.zoo.load` takes it.
         split: Which examples.
+        samples: Of a model with distributions over its weights, or with
+            `kzoo.layers.MonteCarloDropout`: K, for draws that take the place of the
+            members, the same each time. None for the posterior's mean.
         batch_size: Number of examples that are predicted at a time.
         num_bins: Bins of the expected calibration error.
         data_dir: Folder of the data sets.
@@ -67,7 +77,7 @@ def evaluate(
         "mutual_information": MutualInformation(),
     }
     count = 0
-    for y, outputs in answers(model, dataset, split, batch_size, data_dir):
+    for y, outputs in answers(model, dataset, split, samples, batch_size, data_dir):
         for name, metric in metrics.items():
             of_members = name == "mutual_information"
             metric.update_state(
@@ -82,13 +92,14 @@ def evaluate(
     return figures
 
 
-def answers(model, dataset, split, batch_size, data_dir):
+def answers(model, dataset, split, samples, batch_size, data_dir):
     """Yields the labels of a data set's batches, and what a model says of them.
 
     Args:
         model: As `evaluate` takes it, and so are the others.
         dataset: Name of a data set.
         split: Which examples.
+        samples: None or K.
         batch_size: Number of examples that are predicted at a time.
         data_dir: Folder of the data sets.
 
@@ -96,7 +107,7 @@ def answers(model, dataset, split, batch_size, data_dir):
         ValueError: As `evaluate`.
     """
     batch_size = integer("batch_size", batch_size)
-    predict, outputs = _predict(model), None
+    predict, outputs = _predict(model, samples), None
     examples, data = load(dataset, split, data_dir=data_dir)
     for x, y in examples.batch(batch_size).as_numpy_iterator():
         is_first = outputs is None
@@ -109,10 +120,10 @@ def answers(model, dataset, split, batch_size, data_dir):
         raise ValueError(f"`split` must have examples. Received: split={split!r}")
 
 
-def _predict(model):
+def _predict(model, samples):
     """Returns a function from a batch of inputs to a dict of predictions."""
     if isinstance(model, keras.Model):
-        return Predictions(model).predict_on_batch
+        return Predictions(model, samples).predict_on_batch
     from ..serving.servable import Servable
 
     if not isinstance(model, Servable):
@@ -121,7 +132,10 @@ def _predict(model):
         )
     [(name, tensor)] = model.signature().inputs.items()
     dtype = tf.dtypes.as_dtype(tensor.dtype).as_numpy_dtype
-    return lambda x: model.predict({name: x.astype(dtype)})
+    if samples is None:
+        return lambda x: model.predict({name: x.astype(dtype)})
+    drawn = {"samples": np.int32(samples), "seed": np.int32(0)}
+    return lambda x: model.predict({name: x.astype(dtype), **drawn}, "sampling")
 
 
 def _check_outputs(outputs, data):

@@ -4,8 +4,14 @@ import keras
 import numpy as np
 import pytest
 
-from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
-from kzoo.zoo import evaluate, export, fit_temperature, load
+from kzoo.layers import (
+    AverageMembers,
+    DenseBatchEnsemble,
+    MonteCarloDropout,
+    PosteriorSamples,
+    TileMembers,
+)
+from kzoo.zoo import diversity_report, evaluate, export, fit_temperature, load
 from kzoo.zoo.metrics import AreaUnderRiskCoverage, ExpectedCalibrationError
 from kzoo.zoo.serving.servable import Servable
 
@@ -108,6 +114,35 @@ def test_evaluate_measures_what_is_calibrated(data_dir):
         assert after[name] < before[name]
     assert after["nll"] < np.log(10) + 1e-3  # No worse than knowing nothing.
     assert after["predictive_entropy"] > before["predictive_entropy"]
+
+
+def test_draws_take_the_place_of_members(validation, data_dir, tmp_path):
+    image = keras.Input((8, 8, 1), name="image")
+    x = keras.layers.Rescaling(1 / 16)(image)
+    x = MonteCarloDropout(0.5)(keras.layers.Flatten()(x))
+    model = keras.Model(image, keras.layers.Dense(10)(x), name="dropped")
+    images, labels = validation
+    probs = PosteriorSamples(model, 8, seed=0).predict(images, verbose=0)
+    probs = np.exp(probs.astype("float64"))
+    probs /= probs.sum(-1, keepdims=True)
+    mean = probs.mean(1)
+    options = {"split": "validation", "samples": 8, "data_dir": data_dir}
+    figures = evaluate(model, batch_size=50, **options)
+    nll = -np.log(mean[np.arange(len(labels)), labels]).mean()
+    assert figures["nll"] == pytest.approx(nll, rel=1e-4)
+    assert figures["members"] == 8
+    information = (entropy(mean) - entropy(probs).mean(1)).mean()
+    assert figures["mutual_information"] == pytest.approx(information, rel=1e-3)
+    report = diversity_report(model, **options)
+    assert report.members == 8 and report.ensemble_nll == pytest.approx(nll, rel=1e-4)
+    if keras.backend.backend() == "tensorflow":
+        servable = Servable(export(model, tmp_path, xla=False))
+        saved = evaluate(servable, **options)
+        servable.close()
+        del figures["parameters"]
+        assert saved == pytest.approx(figures, rel=1e-3)
+    with pytest.raises(ValueError, match="`samples`.*Received: samples=8 and model"):
+        evaluate(plain(), **options)
 
 
 def test_leaves_a_compiled_model_as_it_is(data_dir):
