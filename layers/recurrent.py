@@ -12,6 +12,9 @@ import keras
 import numpy as np
 from keras import ops
 
+# What Keras knows of a call while it lasts, set by the outermost layer that is called.
+from keras.src.backend.common.global_state import get_global_attribute
+
 # Keras's recurrent layers call a cell of this class as a sequence begins and ends.
 from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
 
@@ -30,6 +33,10 @@ class _ByThread(threading.local):
 # The sequence that a cell is in. Not kept in the cell: the replicas of a distributed
 # step are traced side by side, each in a thread.
 _HELD = _ByThread()
+
+
+def _current_call():
+    return get_global_attribute("current_call_ctx")
 
 
 class Sequence:
@@ -56,6 +63,12 @@ class Sequence:
                 mask = kept / (1 - p)
             self._masks.append(mask)
         self.is_projected = False
+        now = _current_call()
+        self._call = now and weakref.ref(now)
+
+    def is_of_this_call(self):
+        """Whether it began in the call that is going on, or outside of any."""
+        return self._call is None or self._call() is _current_call()
 
     def project(self, inputs, training):
         """x W + b of one step, `[B, features]`, or of all, `[B, T, features]`."""
@@ -139,7 +152,11 @@ class RecurrentCell(DropoutRNNCell):
 
     def call(self, inputs, states, training=False):
         """Returns the output and the states after a step of the sequence."""
-        held = _HELD.sequences.get(self) or self._of_one_step(inputs)
+        held = _HELD.sequences.get(self)
+        if held and not held.is_of_this_call():  # An exception ended it.
+            self.reset_dropout_mask()
+            held = None
+        held = held or self._of_one_step(inputs)
         x = inputs if held.is_projected else held.project(inputs, training)
         h, *others = keras.tree.flatten(states)
         new = self._step(x, held, training, h, *others)

@@ -451,6 +451,36 @@ def test_the_shared_kernels_can_be_frozen_by_themselves():
     assert names == fast
 
 
+def test_what_an_exception_leaves_in_a_cell_is_not_used():
+    fail = [True]
+
+    def activation(x):
+        if fail[0]:
+            raise RuntimeError("stop")
+        return x
+
+    cell = SimpleRNNCellBatchEnsemble(H, activation, ensemble_size=M)
+    layer = keras.layers.RNN(cell, unroll=True)
+    model = keras.Sequential([keras.Input((T, IN)), layer])
+    model.compile("sgd", "mse", jit_compile=False)
+    states = cell.get_initial_state(M * B)
+    x = X.astype("float32")
+    # In the middle of a trace, and of a call whose weights change later.
+    for run in (lambda: model.fit(x, x[:, 0, :H], verbose=0), lambda: layer(x)):
+        fail[0] = True
+        with pytest.raises(RuntimeError, match="stop"):
+            run()
+        fail[0] = False
+        cell.set_weights([1 + w for w in cell.get_weights()])
+        fresh = SimpleRNNCellBatchEnsemble(H, activation, ensemble_size=M)
+        fresh.build((M * B, IN))
+        fresh.set_weights(cell.get_weights())
+        expected, _ = fresh(x[:, 0], states)
+        found, _ = cell(x[:, 0], states)
+        np.testing.assert_array_equal(numpy(found), numpy(expected))
+        assert not _HELD.sequences
+
+
 def test_rows_that_do_not_split():
     layer = made("lstm", unroll=True)
     message = f"ensemble_size={M}. Received: a batch of 7 rows"
