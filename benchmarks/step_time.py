@@ -142,8 +142,8 @@ def edward2():
     return edward2
 
 
-def wide_block(conv, norm, width=64):
-    """A block of a wide residual network, WRN-28-4's first stage."""
+def wide_block(conv, norm, width=160):
+    """A block of a wide residual network, of WRN-28-10's first stage."""
 
     def block(x):
         y = x
@@ -160,10 +160,11 @@ def separate(kind, members, train=False):
 
     Each member has rows of its own, as many as each separate model. `dense`:
     4096 -> 4096, one row each, where reading the weights rules. `wide_block`: a block
-    of WRN-28-4 at 32x32, 8 rows each, where computing does.
+    of WRN-28-10 at 32x32, 8 rows each, where computing does.
     """
-    rows, shape = (1, (4096,)) if kind == "dense" else (8, (32, 32, 64))
+    rows, shape = (1, (4096,)) if kind == "dense" else (8, (32, 32, 160))
     facts = {"members": members, "rows": rows * members, "train": train}
+    facts["shape"] = "x".join(map(str, shape))
 
     def network(ensemble):
         keras.utils.set_random_seed(0)
@@ -321,7 +322,7 @@ CLAIMS = {
         )
         for kind, bar in (("dense", 0.6), ("wide_block", 1.1))
         for train in (False, True)
-        for m in (4, 8, 16)
+        for m in ((4, 8, 16) if kind == "dense" else (4,))
     },
     **{
         f"batch_ensemble_{m}_members_at_fixed_rows": (
