@@ -119,7 +119,8 @@ class BatchNormalizationBatchEnsemble(MemberWeights, keras.layers.BatchNormaliza
                 "expected a mask with one axis less than the inputs. Received: mask of "
                 f"shape {tuple(mask.shape)}, inputs of shape {tuple(x.shape)}"
             )
-        seen = ops.broadcast_to(ops.expand_dims(mask, -1), ops.shape(x))
+        seen = ops.expand_dims(ops.cast(mask, "bool"), -1)
+        seen = ops.broadcast_to(seen, ops.shape(x))
         x, seen = (split_members(tensor, self.ensemble_size) for tensor in (x, seen))
         # As Keras's, whose mean is 0 where nothing is seen.
         count = ops.sum(ops.cast(seen, x.dtype), axes, keepdims=True)

@@ -85,6 +85,9 @@ def test_equals_plain_layers_with_a_mask(arguments):
     layer, mask = make(**arguments), masks()
     expected = each_on_its_own(layer, plain(**arguments), mask=mask, training=True)
     check_equal(layer, expected, normal(*SHAPE), mask=mask, training=True)
+    # As in Keras, whatever is not 0 counts once.
+    numbers = 2 * mask.astype("int32")
+    check_equal(layer, expected, normal(*SHAPE), mask=numbers, training=True)
 
 
 @pytest.mark.parametrize("mask", (None, masks()), ids=("all", "mask"))
