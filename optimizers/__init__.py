@@ -8,3 +8,4 @@ require_supported()
 from .fast_weights import ScaledSchedule, with_fast_weights
 from .lookahead.lookahead import Lookahead
 from .lookahead.slow_weights import SwapSlowWeights
+from .step_decay import StepDecay

@@ -130,6 +130,8 @@ def _parser():
     sub.add_argument("--learning-rate", type=float)
     sub.add_argument("--members", choices=("split", "tile"))
     sub.add_argument("--max-shift", type=_natural)
+    sub.add_argument("--flip", action=argparse.BooleanOptionalAction, default=None)
+    sub.add_argument("--recipe", help="such as cifar; default: the model's own")
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--run-dir", type=Path, help="default: runs/NAME")
     sub.add_argument("--fresh", action="store_true", help="remove an earlier run first")
@@ -294,14 +296,17 @@ def _train(arguments):
         "learning_rate": arguments.learning_rate,
         "members": arguments.members,
         "max_shift": arguments.max_shift,
+        "flip": arguments.flip,
+        "recipe": arguments.recipe,
     }
     given = {key: value for key, value in asked.items() if value is not None}
+    recipe = {} if arguments.recipe else model.recipe
     # As `train` builds a model of that name, but with the overrides.
     keras.utils.set_random_seed(arguments.seed)
     with _to_stderr():
         result = train(
             registry.build(model.name, **overrides),
-            **{"dataset": model.dataset, **model.recipe, **given},
+            **{"dataset": model.dataset, **recipe, **given},
             seed=arguments.seed,
             run_dir=arguments.run_dir or Path("runs") / model.name,
             resume=not arguments.fresh,

@@ -89,10 +89,12 @@ def _quiet():
 
 def _make(name, arguments):
     """Trains, measures, exports and describes one model."""
-    from .training.train import DEFAULTS
+    from .training.recipes import RECIPES
 
     settings = {"epochs": arguments.epochs} if arguments.epochs else {}
-    recipe = {**DEFAULTS, **registry.info(name).recipe, **settings}
+    registered = registry.info(name).recipe
+    named = RECIPES[registered.get("recipe", "default")]
+    recipe = {**named.arguments, **registered, **settings}
     records = {
         seed: _measured(name, seed, recipe, settings, arguments)
         for seed in arguments.seeds

@@ -164,7 +164,7 @@ def test_traceback_when_asked():
 
 @pytest.mark.slow
 def test_list_and_info(here, capsys):
-    out = only(capsys, "list", "*ensemble*")
+    out = only(capsys, "list", "*ensemble_digits")
     assert len(out.splitlines()) == 2 and out.splitlines()[1].startswith(NAME)
     rows = json.loads(only(capsys, "list", "--json"))
     assert [row["name"] for row in rows] == sorted(row["name"] for row in rows)
@@ -188,6 +188,32 @@ def test_train_again_reuses_the_run_and_refuses_another(here, capsys):
     assert code == 1 and "another configuration" in err
     assert re.search(r"Received: model\.\S*layers\S+=3 instead of 2", err), err
     assert (here / "run/history.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["--flip"], {"flip": True, "epochs": 160}),
+        (["--recipe", "cifar", "--no-flip"], {"flip": False, "recipe": "cifar"}),
+    ],
+)
+def test_train_takes_the_models_recipe_or_another(
+    here, capsys, monkeypatch, argv, expected
+):
+    from kzoo.zoo import training
+
+    asked = {}
+
+    def train(model, **arguments):
+        asked.update(arguments)
+        return training.TrainResult(model, {"loss": [1.0]}, here, 1.0, False)
+
+    monkeypatch.setattr(training, "train", train)
+    only(capsys, "train", "resnet8_digits", "width=1", *argv)
+    names = ("flip", "recipe", "epochs", "learning_rate")
+    found = {name: asked[name] for name in names if name in asked}
+    rest = {"learning_rate": 1e-2} if "epochs" in expected else {}
+    assert found == {**expected, **rest} and asked["dataset"] == "digits"
 
 
 @pytest.mark.slow

@@ -231,6 +231,7 @@ _CIFAR10 = {"input_shape": (32, 32, 3), "classes": 10, "l2": 1e-4, **CIFAR10}
     dataset="cifar10",
     input_shape=(32, 32, 3),
     paper="https://arxiv.org/abs/1512.03385",
+    recipe={"recipe": "cifar"},
 )
 def resnet20_cifar10(name="resnet20_cifar10", **overrides):
     """Builds ResNet-20 for CIFAR-10.
@@ -248,6 +249,7 @@ def resnet20_cifar10(name="resnet20_cifar10", **overrides):
     dataset="cifar10",
     input_shape=(32, 32, 3),
     paper="https://arxiv.org/abs/1512.03385",
+    recipe={"recipe": "cifar"},
 )
 def resnet32_cifar10(name="resnet32_cifar10", **overrides):
     """Builds ResNet-32 for CIFAR-10.
@@ -265,6 +267,7 @@ def resnet32_cifar10(name="resnet32_cifar10", **overrides):
     dataset="cifar10",
     input_shape=(32, 32, 3),
     paper="https://arxiv.org/abs/2002.06715",
+    recipe={"recipe": "cifar_batch_ensemble"},
 )
 def resnet20_batch_ensemble_cifar10(
     ensemble_size=4,
@@ -291,6 +294,7 @@ def resnet20_batch_ensemble_cifar10(
     dataset="cifar10",
     input_shape=(32, 32, 3),
     paper="https://arxiv.org/abs/2002.06715",
+    recipe={"recipe": "cifar_batch_ensemble"},
 )
 def resnet32_batch_ensemble_cifar10(
     ensemble_size=4,

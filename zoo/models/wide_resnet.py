@@ -164,6 +164,7 @@ _CIFAR10 = {
     dataset="cifar10",
     input_shape=(32, 32, 3),
     paper="https://arxiv.org/abs/1605.07146",
+    recipe={"recipe": "cifar"},
 )
 def wide_resnet28_10_cifar10(name="wide_resnet28_10_cifar10", **overrides):
     """Builds WRN-28-10 for CIFAR-10, as uncertainty-baselines has it.
@@ -181,6 +182,7 @@ def wide_resnet28_10_cifar10(name="wide_resnet28_10_cifar10", **overrides):
     dataset="cifar10",
     input_shape=(32, 32, 3),
     paper="https://arxiv.org/abs/2002.06715",
+    recipe={"recipe": "cifar_batch_ensemble"},
 )
 def wide_resnet28_10_batch_ensemble_cifar10(
     ensemble_size=4,

@@ -6,7 +6,7 @@ SHUFFLE_BUFFER = 1 << 16
 
 
 def training_batches(
-    examples, count, *, batch_size, copies, max_shift, seed, first_epoch, epochs
+    examples, count, *, batch_size, copies, max_shift, flip, seed, first_epoch, epochs
 ):
     """Returns the batches of the epochs `first_epoch` ... `epochs - 1`, in a row.
 
@@ -21,6 +21,7 @@ def training_batches(
         copies: How often a batch is repeated, one copy after the other.
         max_shift: Images are shifted by up to so many pixels, each way, and filled
             up with zeros.
+        flip: Whether half of the images, at random, are mirrored left to right.
         seed: Integer.
         first_epoch: The first epoch to give.
         epochs: The end of the last.
@@ -38,11 +39,17 @@ def training_batches(
             min(count, SHUFFLE_BUFFER), seed=epoch, reshuffle_each_iteration=False
         )
         batches = batches.batch(batch_size, drop_remainder=True)
-        if max_shift:
+        if max_shift or flip:
 
             def augment(step, batch):
+                images, labels = batch
                 key = tf.random.experimental.stateless_fold_in([seed, epoch], step)
-                return shift_images(batch[0], max_shift, key), batch[1]
+                if max_shift:
+                    images = shift_images(images, max_shift, key)
+                if flip:
+                    key = tf.random.experimental.stateless_fold_in(key, 1)
+                    images = flip_images(images, key)
+                return images, labels
 
             batches = batches.enumerate().map(augment)
         if copies > 1:
@@ -76,3 +83,17 @@ def shift_images(images, max_shift, key):
     shifted = tf.gather(padded, offsets[0] + tf.range(height), axis=1, batch_dims=1)
     shifted = tf.gather(shifted, offsets[1] + tf.range(width), axis=2, batch_dims=1)
     return tf.ensure_shape(shifted, images.shape)
+
+
+def flip_images(images, key):
+    """Mirrors every image of a batch left to right with probability 1/2.
+
+    Args:
+        images: Tensor `[B, height, width, channels]`.
+        key: Two integers, which determine which.
+
+    Returns:
+        Tensor like `images`.
+    """
+    coins = tf.random.stateless_uniform([tf.shape(images)[0], 1, 1, 1], key) < 0.5
+    return tf.where(coins, tf.reverse(images, [2]), images)

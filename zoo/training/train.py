@@ -18,17 +18,9 @@ from ..losses import GaussianNegativeLogLikelihood, gaussian_negative_log_likeli
 from ..predictive import ensemble_size, is_regressor, is_variational
 from ..registry import build, info
 from .batches import training_batches
+from .recipes import RECIPES
 from .run_folder import RunFolder, Snapshots
 
-DEFAULTS = {
-    "dataset": "digits",
-    "epochs": 40,
-    "batch_size": 64,
-    "learning_rate": 1e-3,
-    "members": "split",
-    "max_shift": 0,
-}
-WARMUP = 0.05  # share of the steps
 VALIDATION_BATCH = 256
 
 
@@ -61,8 +53,10 @@ def train(
     optimizer=None,
     members=None,
     max_shift=None,
+    flip=None,
+    recipe=None,
     train_split="train",
-    validation_split="validation",
+    validation_split="auto",
     seed=0,
     run_dir=None,
     resume=True,
@@ -83,8 +77,18 @@ def train(
     number of examples of `train_split`, which becomes the `num_examples` of all layers
     that have none; layers of a given model that have another keep it, with a warning.
 
-    Arguments left out come from the recipe that the model was registered with; for
-    a model that is given as such, `DEFAULTS` in this module has them.
+    Arguments left out come from the recipe that the model was registered with, or from
+    the one that is asked for:
+
+    - `"default"`: Adam within Lookahead, its learning rate on half a cosine;
+    - `"cifar"`: as uncertainty-baselines trains on CIFAR, for any images: SGD with
+      Nesterov's momentum of 0.9 for 200 epochs; a learning rate of 0.1 for a batch of
+      128 examples and in proportion for others, reached after an epoch and multiplied
+      by 0.2 after 0.3, 0.6 and 0.8 of the epochs; images shifted by up to two pixels
+      and mirrored. The ℓ2 penalty is the model's own;
+    - `"cifar_batch_ensemble"`: the same for BatchEnsembles: 250 epochs, decays after
+      0.4, 0.8 and 0.9 of them, all members have all examples of a batch, and half the
+      learning rate for fast weights.
 
     Args:
         model: Name of a registered model, which is built after the global seeds are
@@ -92,17 +96,21 @@ def train(
         dataset: Name of a data set, as `kzoo.zoo.load` takes it.
         epochs: Number of epochs.
         batch_size: Number of different examples in a batch.
-        learning_rate: Its peak, reached after the first 5 % of the steps, from
-            where it falls to 0 along half a cosine; or a
+        learning_rate: The peak of the recipe's schedule (by default it is reached
+            after the first 5 % of the steps and falls to 0 along half a cosine), for
+            the batch size as it is; or a
             `keras.optimizers.schedules.LearningRateSchedule`.
         optimizer: A function from that learning rate to an optimizer, such as
             `keras.optimizers.SGD`; or an optimizer, used as it is with its own
-            learning rate. Defaults to `Lookahead(Adam(learning_rate))`.
+            learning rate. Defaults to the recipe's.
         members: How M members of an ensemble share a batch: `"split"` gives each
             `batch_size / M` examples of its own, `"tile"` all the same ones.
         max_shift: Images are shifted at random by up to so many pixels each way.
+        flip: Whether half of the images, at random, are mirrored left to right.
+        recipe: Name of a recipe, as above. Defaults to that of the model.
         train_split: Which examples to train on.
-        validation_split: Which to validate on after every epoch; None for none.
+        validation_split: Which to validate on after every epoch; None for none. By
+            default `"validation"`, where the data set has it.
         seed: Integer: the order of examples, shifts and, for a name, first weights.
         run_dir: Folder of the run. Defaults to `runs/<model's name>`.
         resume: Whether to go on with, or return, the run in `run_dir`; else what it
@@ -132,12 +140,14 @@ def train(
     >>> sorted(result.history)
     ['accuracy', 'loss', 'nll', 'val_accuracy', 'val_loss', 'val_nll']
     """
-    recipe, is_built_here = dict(DEFAULTS), isinstance(model, str)
+    registered, is_built_here = {}, isinstance(model, str)
     if is_built_here:
-        registered = info(model)
-        recipe |= {"dataset": registered.dataset, **registered.recipe}
+        registered = {"dataset": info(model).dataset}
+        registered |= {} if recipe else info(model).recipe
+        recipe = recipe or registered.get("recipe")
         keras.utils.set_random_seed(seed)
         model = build(model)
+    named = _named(recipe or "default")
     asked = {
         "dataset": dataset,
         "epochs": epochs,
@@ -145,10 +155,14 @@ def train(
         "learning_rate": learning_rate,
         "members": members,
         "max_shift": max_shift,
+        "flip": flip,
     }
-    recipe |= {name: value for name, value in asked.items() if value is not None}
+    asked = {name: value for name, value in asked.items() if value is not None}
+    recipe = {"flip": False, **named.arguments, **registered, **asked}
     for name, least in (("epochs", 1), ("batch_size", 1), ("max_shift", 0)):
         recipe[name] = integer(name, recipe[name], least)
+    if named.scales and learning_rate is None:
+        recipe["learning_rate"] *= recipe["batch_size"] / named.arguments["batch_size"]
     copies = _copies(recipe["members"], ensemble_size(model), recipe["batch_size"])
     if learning_rate is not None and isinstance(optimizer, keras.optimizers.Optimizer):
         raise ValueError(
@@ -164,14 +178,17 @@ def train(
             f"`batch_size` must be at most {count}, the number of examples in "
             f"{train_split!r}. Received: batch_size={recipe['batch_size']}"
         )
+    _check_images(examples, recipe)
+    if validation_split == "auto":
+        validation_split = "validation" if "validation" in data.splits else None
     validation = None
     if validation_split:
         validation, _ = load(recipe["dataset"], validation_split, data_dir=data_dir)
         validation = validation.batch(VALIDATION_BATCH)
 
     if not isinstance(optimizer, keras.optimizers.Optimizer):
-        rate = _cosine(recipe["learning_rate"], recipe["epochs"] * steps)
-        optimizer = (optimizer or _lookahead_adam)(rate)
+        rate = _schedule(recipe["learning_rate"], recipe["epochs"], steps, named)
+        optimizer = optimizer(rate) if optimizer else named.optimizer(rate, model)
     if is_variational(model):
         _scale_divergence(model, count, is_built_here)
     config = {
@@ -182,6 +199,8 @@ def train(
         "validation_split": validation_split,
         "seed": seed,
         **{k: recipe[k] for k in ("epochs", "batch_size", "members", "max_shift")},
+        # Runs of versions that mirrored no images have no such entry.
+        **({"flip": True} if recipe["flip"] else {}),
     }
     model.compile(
         optimizer=optimizer,
@@ -199,6 +218,7 @@ def train(
                 batch_size=recipe["batch_size"],
                 copies=copies,
                 max_shift=recipe["max_shift"],
+                flip=recipe["flip"],
                 seed=seed,
                 # Also if no epoch is left: `fit` reads a batch before it sees that.
                 first_epoch=min(first_epoch, recipe["epochs"] - 1),
@@ -238,6 +258,26 @@ def train(
     return TrainResult(
         model, record["history"], folder.path, record["seconds"], reused=reused
     )
+
+
+def _named(recipe):
+    """Returns a `Recipe` by its name."""
+    if recipe not in RECIPES:
+        raise ValueError(
+            f"expected `recipe` to be one of {list(RECIPES)}. Received: {recipe=}"
+        )
+    return RECIPES[recipe]
+
+
+def _check_images(examples, recipe):
+    """Refuses to shift or mirror what has no height and width."""
+    shape = examples.element_spec[0].shape
+    if (recipe["max_shift"] or recipe["flip"]) and shape.rank != 3:
+        raise ValueError(
+            "expected images [height, width, channels], or `max_shift=0` and "
+            f"`flip=False`. Received: examples of shape {shape}, max_shift="
+            f"{recipe['max_shift']} and flip={recipe['flip']}"
+        )
 
 
 def _copies(members, ensemble_size, batch_size):
@@ -294,11 +334,7 @@ def _worth_compiling():
     return on_accelerator or keras.backend.backend() == "jax"
 
 
-def _lookahead_adam(learning_rate):
-    return Lookahead(keras.optimizers.Adam(learning_rate))
-
-
-def _cosine(learning_rate, steps):
+def _schedule(learning_rate, epochs, steps, recipe):
     """Returns the schedule for a peak learning rate."""
     if isinstance(learning_rate, keras.optimizers.schedules.LearningRateSchedule):
         return learning_rate
@@ -307,13 +343,7 @@ def _cosine(learning_rate, steps):
             "`learning_rate` must be a positive, finite number or a schedule. "
             f"Received: learning_rate={learning_rate!r}"
         )
-    warmup = int(WARMUP * steps)
-    return keras.optimizers.schedules.CosineDecay(
-        0.0 if warmup else learning_rate,
-        decay_steps=steps - warmup,
-        warmup_target=learning_rate if warmup else None,
-        warmup_steps=warmup,
-    )
+    return recipe.schedule(learning_rate, epochs, steps)
 
 
 def _callbacks(model, folder, record, bar):

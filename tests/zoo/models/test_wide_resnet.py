@@ -1,13 +1,22 @@
 """The wide residual network: its definition, its size, its penalty, as an ensemble."""
 
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
 
 from harness import check_model
 from harness.by_hand import batch_norm, conv2d, randomize, relu, softmax, value
-from kzoo.layers import Conv2DFlipout, DenseFlipout, PosteriorMean, to_bayesian
+from kzoo.layers import (
+    BatchNormalizationBatchEnsemble,
+    Conv2DFlipout,
+    DenseFlipout,
+    PosteriorMean,
+    to_bayesian,
+)
 from kzoo.zoo import build
+from kzoo.zoo.models.batch_ensemble import batch_ensemble
 from kzoo.zoo.models.wide_resnet import wide_resnet
 from kzoo.zoo.predictive import classification
 
@@ -78,14 +87,12 @@ def test_normalizations_are_torchs():
     assert {(x.momentum, x.epsilon) for x in layers} == {(0.9, 1e-5)}
 
 
-class Shifted(keras.layers.BatchNormalization):
-    """Another normalization."""
-
-
-def test_normalization_is_a_factorys():
-    layers = wide_resnet(classes=3, normalization=Shifted, **SMALL).layers
-    found = [type(x) for x in layers if isinstance(x, keras.layers.BatchNormalization)]
-    assert found == [Shifted] * 7
+def test_normalizations_may_be_each_members_own():
+    own = partial(BatchNormalizationBatchEnsemble, 2)
+    method = batch_ensemble(2, fast_weights=-0.5)
+    model = wide_resnet(classes=3, normalization=own, l2=1e-4, **method, **SMALL)
+    found = [type(x) for x in model.layers if x.name.endswith("_bn")]
+    assert found == [BatchNormalizationBatchEnsemble] * 7
 
 
 @pytest.mark.parametrize("name", NAMES)

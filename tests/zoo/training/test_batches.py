@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from kzoo.zoo.training.batches import shift_images, training_batches
+from kzoo.zoo.training.batches import flip_images, shift_images, training_batches
 
 pytestmark = pytest.mark.tensorflow
 
@@ -18,6 +18,7 @@ def batches(**changes):
         "batch_size": B,
         "copies": 1,
         "max_shift": 0,
+        "flip": False,
         "seed": 0,
         "first_epoch": 0,
         "epochs": 3,
@@ -89,6 +90,34 @@ def test_shifts_are_all_of_those_allowed_and_uniform():
     assert sum(counts) == rows  # every image is one of the nine shifts
     # Each has probability 1/9: within 5 standard deviations of 200.
     assert np.abs(np.array(counts) - 200).max() < 5 * np.sqrt(200 * 8 / 9)
+
+
+def test_half_of_the_images_are_mirrored():
+    rows = 1800
+    out = flip_images(tf.constant(np.repeat(IMAGES[:1], rows, 0)), [3, 4]).numpy()
+    assert out.dtype == np.uint8
+    same, mirrored = (
+        (out == image).all((1, 2, 3)) for image in (IMAGES[0], IMAGES[0][:, ::-1])
+    )
+    assert (same ^ mirrored).all()
+    assert abs(same.sum() - 900) < 5 * np.sqrt(rows / 4)
+
+
+def test_flips_and_shifts_are_independent_of_each_other(monkeypatch):
+    monkeypatch.setitem(globals(), "IMAGES", np.repeat(IMAGES[:1], N, 0))
+    (_, shifted_only), (_, both) = (
+        batches(max_shift=1, flip=flip, epochs=40) for flip in (False, True)
+    )
+    # A mirrored image is the shifted one, mirrored.
+    mirrored = (both == shifted_only[..., ::-1, :]).all((2, 3, 4))
+    assert (mirrored ^ (both == shifted_only).all((2, 3, 4))).all()
+    # Of the images that were shifted alike half are.
+    black = shifted_only == 0
+    edges = [black[:, :, 0], black[:, :, -1], black[..., 0, :], black[..., -1, :]]
+    for edge in edges:
+        group = edge.all((2, 3))
+        assert abs(mirrored[group].mean() - 0.5) < 5 * 0.5 / np.sqrt(group.sum())
+    assert 0.05 < mirrored.mean(1).std()  # and not whole batches alike
 
 
 def test_shifts_differ_by_row_step_epoch_and_seed(monkeypatch):

@@ -444,6 +444,7 @@ def test_another_configuration_is_refused_or_starts_anew(run):
         "batch_size": {"batch_size": 16},
         "seed": {"seed": 1},
         "max_shift": {"max_shift": 0},
+        "flip": {"flip": True},
         "members": {"members": "tile"},
         "optimizer": {"learning_rate": 0.5},
         "train_split": {"train_split": "train[:140]"},
