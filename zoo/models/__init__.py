@@ -1,6 +1,15 @@
 """Architectures; importing this package registers their models."""
 
-from . import bottleneck_resnet, deep_ensemble, lenet, mimo, mlp, resnet, wide_resnet
+from . import (
+    bottleneck_resnet,
+    deep_ensemble,
+    lenet,
+    mimo,
+    mlp,
+    resnet,
+    transformer,
+    wide_resnet,
+)
 
 __all__ = [
     "bottleneck_resnet",
@@ -9,5 +18,6 @@ __all__ = [
     "mimo",
     "mlp",
     "resnet",
+    "transformer",
     "wide_resnet",
 ]
