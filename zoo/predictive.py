@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from ..layers import AverageMembers, MeanAndVariance, TemperatureScaling
+from ..layers.conversion import output_function
 from ..layers.ops.arguments import integer
 from ..layers.ops.batch_ensemble import split_members
 from ..layers.ops.uncertainty import (
@@ -312,11 +313,7 @@ def check_logits(model):
             f"{model.name!r}, a regressor"
         )
     last = _last_layer(model)
-    # The layer Softmax, or the operation of keras.ops, whose class is not public.
-    function = type(last).__name__.lower()
-    activation = getattr(last, "activation", None)
-    if activation in (keras.activations.softmax, keras.activations.sigmoid):
-        function = keras.activations.serialize(activation)
+    function = output_function(last)
     if function in ("softmax", "sigmoid"):
         raise ValueError(
             "The model must end in logits, not in probabilities. Received: a model "
