@@ -46,17 +46,17 @@ def batch_ensemble(
     out_axis = axis if out_axis is None else out_axis
     bias_axis = out_axis if bias_axis is None else bias_axis
     *rank, members = _lead(alpha, axis)
-    x = _check_members(x, members)
+    x, rows = _check_members(x, members)
     # With rank K, K scaled copies of the batch lie one behind the other: [K * M * B].
-    scaled = _combine(operator.mul, x, (alpha,), axis)
-    rows, *inner = ops.shape(x)
+    scaled = _combine(operator.mul, x, (alpha,), axis, rows)
+    inner = ops.shape(x)[1:]
     y = linear(ops.reshape(scaled, (math.prod(rank) * rows, *inner)))
     y = ops.reshape(y, (*rank, rows, *ops.shape(y)[1:]))
-    out = _combine(operator.mul, y, (gamma,), out_axis, lead=len(rank))
+    out = _combine(operator.mul, y, (gamma,), out_axis, rows, lead=len(rank))
     if rank:
         out = ops.sum(out, axis=0)
     if bias is not None:
-        out = _combine(operator.add, out, (bias,), bias_axis)
+        out = _combine(operator.add, out, (bias,), bias_axis, rows)
     return out
 
 
@@ -79,8 +79,8 @@ def per_member(function, x, *weights, axis=-1):
     given = [weight for weight in weights if weight is not None]
     if not given:
         return function(x, *weights)
-    x = _check_members(x, *_lead(given[0], axis))
-    return _combine(function, x, weights, axis)
+    x, rows = _check_members(x, *_lead(given[0], axis))
+    return _combine(function, x, weights, axis, rows)
 
 
 def batch_ensemble_step(kernel, x, r, s, bias=None):
@@ -122,9 +122,9 @@ def repeat_members(weights, rows):
         ValueError: If M does not divide the number of rows, as `split_members`.
     """
     *lead, members, size = weights.shape
-    check_rows(rows, members)
+    rows = _check_split(rows, members)
     repeated = ops.repeat(weights, rows // members, axis=-2)
-    # What is known only at run time must split too, or this fails.
+    # XLA drops assertions, but cannot compile this if the rows do not split.
     return ops.reshape(repeated, (*lead, rows, size))
 
 
@@ -142,8 +142,9 @@ def split_members(x, ensemble_size):
         ValueError: If the number of rows is known and M does not divide it. If it
             is known only at run time, TensorFlow raises InvalidArgumentError then.
     """
-    x = _check_members(x, ensemble_size)
-    return ops.reshape(x, (ensemble_size, -1, *ops.shape(x)[1:]))
+    rows, *rest = ops.shape(x)
+    rows = _check_split(rows, ensemble_size)
+    return ops.reshape(x, (ensemble_size, rows // ensemble_size, *rest))
 
 
 def merge_members(x):
@@ -165,21 +166,31 @@ def _explain(ensemble_size):
 
 
 def _check_members(x, ensemble_size):
-    """Returns x, once it is sure that its rows split into members."""
+    """Returns x and the number of its rows, once it is sure that they split."""
     rows, *rest = ops.shape(x)
-    check_rows(rows, ensemble_size)
+    rows = _check_split(rows, ensemble_size)
     if isinstance(rows, int):
-        return x
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        assertion = tf.debugging.assert_equal(
-            rows % ensemble_size, 0, message=_explain(ensemble_size)
-        )
-        with tf.control_dependencies([assertion]):
-            x = tf.identity(x)
+        return x, rows
     # XLA drops assertions, but cannot compile this if the rows do not split.
-    return ops.reshape(ops.reshape(x, (ensemble_size, -1, *rest)), (rows, *rest))
+    return ops.reshape(split_members(x, ensemble_size), (rows, *rest)), rows
+
+
+def _check_split(rows, ensemble_size):
+    """Returns the number of rows, once it is sure that they split.
+
+    In a TensorFlow graph what computes with the number that is returned waits for the
+    assertion, so that no other operation fails first, with a message of its own.
+    """
+    check_rows(rows, ensemble_size)
+    if isinstance(rows, int) or keras.backend.backend() != "tensorflow":
+        return rows
+    import tensorflow as tf
+
+    assertion = tf.debugging.assert_equal(
+        rows % ensemble_size, 0, message=_explain(ensemble_size)
+    )
+    with tf.control_dependencies([assertion]):
+        return tf.identity(rows)
 
 
 def _lead(weights, axis):
@@ -194,7 +205,7 @@ def _lead(weights, axis):
 # axis.
 
 
-def _combine(function, x, weights, axis, lead=0):
+def _combine(function, x, weights, axis, rows, lead=0):
     """function(x, *weights) for x `[..., M * B, ...]` with `lead` axes before the rows.
 
     The weights are `[..., M, *sizes]`; what stands before M comes first in the result.
@@ -205,6 +216,7 @@ def _combine(function, x, weights, axis, lead=0):
     first = min(axes, default=0)
     before, rest = ops.shape(x)[:lead], ops.shape(x)[lead:]
     inner = rest[ndim + first :]
+    positions = math.prod([rows, *rest[1 : ndim + first]])
     flat = ops.reshape(x, (*before, -1, *inner))
 
     def at_positions(weight):
@@ -212,7 +224,6 @@ def _combine(function, x, weights, axis, lead=0):
             return None
         *before, members = _lead(weight, axis)
         sizes = dict(zip(axes, ops.shape(weight)[len(before) + 1 :], strict=True))
-        positions = ops.shape(flat)[lead]
         repeated = ops.repeat(weight, positions // members, axis=len(before))
         broadcast = [sizes.get(i, 1) for i in range(first, 0)]
         return ops.reshape(repeated, (*before, positions, *broadcast))
