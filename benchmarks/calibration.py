@@ -1,22 +1,34 @@
-"""Calibration of Flipout networks, and of what they compete with.
+"""Calibration of Flipout networks and ensembles, and of what they compete with.
 
     python benchmarks/calibration.py [TASK/METHOD] [--figure]
 
-On the digits (LeNet-5) and the diabetes data (a perceptron that predicts mean and
-variance), Flipout against the same network trained plainly, with dropout that stays on
-at test (MC dropout), and an ensemble of five plain networks. Flipout stands twice: with
-the divergence as it is, its prior tuned, and with the divergence times a temperature,
-which is tuned (a "cold posterior", added when the first had underfitted the validation
-split; its prior is the model's own). Each method has a grid of four settings and the
-same number of epochs; the setting with the least negative log-likelihood on the
-validation split, over two seeds (over one for the ensemble, which are five networks),
-is trained from five other seeds, and only those see the test split. On the diabetes
-data each training keeps the weights of its best epoch on the validation split.
+On the digits (LeNet-5), breast masses (a perceptron that classifies) and the diabetes
+data (a perceptron that predicts mean and variance): one plain network; the same with
+dropout that stays on at test (MC dropout); an ensemble of five plain networks; and
+Flipout, which stands twice: with the divergence as it is, its prior tuned, and with the
+divergence times a temperature, which is tuned (a "cold posterior", added when the first
+had underfitted the validation split; its prior is the model's own). The classifiers
+also as BatchEnsembles of five members, as rank-1 Bayesian networks of five, and as MIMO
+networks, all three in the manner of their papers: the members of the first two see all
+rows of each batch (a tiled batch), MIMO's each row four times (batch repetition 4).
 
-Figures of the digits are `kzoo.zoo.metrics`'s. Of the diabetes data, `nll` is of the
-mixture of all members' normal distributions, and `calibration` the mean over levels
-p = 0.1, ... 0.9 of |p - share of targets below the p-quantile| (Kuleshov, Fenner,
-Ermon, "Accurate Uncertainties for Deep Learning Using Calibrated Regression", 2018.
+Each method has a grid of four settings and the same number of epochs; the setting with
+the least negative log-likelihood on the validation split, over two seeds (over one for
+the ensemble, which are five networks), is trained from five other seeds, and only those
+see the test split. On the diabetes data and the breast masses each training keeps the
+weights of its best epoch on the validation split.
+
+What a method costs stands beside: its parameters (of the posteriors too), how many
+times a network sees an example of the training batch in a step, and a test example for
+a prediction (`passes`), and the processor's seconds of the training, compiling included
+(of one training; the grid of each method has nine or, for the ensemble's, five of
+them).
+
+Figures of classifiers are `kzoo.zoo.metrics`'s, and the share of the pairs of members
+that disagree on an example. Of the diabetes data, `nll` is of the mixture of all
+members' normal distributions, and `calibration` the mean over levels p = 0.1, ... 0.9
+of |p - share of targets below the p-quantile| (Kuleshov, Fenner, Ermon, "Accurate
+Uncertainties for Deep Learning Using Calibrated Regression", 2018.
 https://arxiv.org/abs/1807.00263). Out of distribution: mean predictive entropy of the
 test digits turned by some degrees, or with normal noise added.
 
@@ -30,6 +42,7 @@ import fnmatch
 import itertools
 import os
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -37,26 +50,41 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+import tensorflow as tf
 from scipy import ndimage, special, stats
 from tqdm import tqdm
 
-from kzoo.layers import PosteriorSamples
+from kzoo.layers import (
+    AverageMembers,
+    Conv2DRank1,
+    DenseRank1,
+    MeanFieldNormal,
+    NormalPrior,
+    PosteriorSamples,
+    TileMembers,
+    batch_ensemble_initializer,
+    to_batch_ensemble,
+)
 from kzoo.zoo import build, info, load, metrics, results
+from kzoo.zoo.diversity import measure_diversity
 from kzoo.zoo.losses import (
     GaussianNegativeLogLikelihood,
     gaussian_negative_log_likelihood,
 )
+from kzoo.zoo.models.mimo import mimo, mimo_batches
+from kzoo.zoo.predictive import Predictions
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "calibration.jsonl"
-DRAWS, MEMBERS = 32, 5
+DRAWS, MEMBERS, REPETITIONS = 32, 5, 4
 SEARCH_SEEDS, SEEDS = (100, 101), (0, 1, 2, 3, 4)
 RATES = (2e-3, 1e-2)
 # task -> (plain model, Flipout model, epochs, whether the weights of the epoch with the
 # least validation NLL are kept: without that, a network that predicts variances
-# overfits the few patients without bounds)
+# overfits the few patients without bounds, and one of few examples gets ever surer)
 TASKS = {
     "digits": ("lenet5_digits", "lenet5_flipout_digits", 200, False),
+    "breast_cancer": ("mlp_classifier", None, 100, True),
     "diabetes": ("mlp_regressor", "mlp_regressor_flipout", 100, True),
 }
 # method -> its own setting and the values tried, each with each learning rate
@@ -66,9 +94,35 @@ METHODS = {
     "ensemble": ("weight_decay", (1e-4, 1e-1)),
     "flipout": ("prior_stddev", (0.3, 1.0)),
     "cold_flipout": ("temperature", (0.01, 0.1)),
+    "batch_ensemble": ("fast_weights", (-0.5, 0.5)),
+    "rank1": ("prior_stddev", (0.1, 0.3)),
+    "mimo": ("members", (2, 3)),
 }
+IN_ONE_NETWORK = ("batch_ensemble", "rank1", "mimo")
+# method -> how often an example goes through a network: in a step, and at test
+PASSES = {
+    "plain": (1, 1),
+    "dropout": (1, DRAWS),
+    "ensemble": (MEMBERS, MEMBERS),
+    "flipout": (1, DRAWS),
+    "cold_flipout": (1, DRAWS),
+    "batch_ensemble": (MEMBERS, MEMBERS),
+    "rank1": (MEMBERS, MEMBERS * (DRAWS // MEMBERS)),
+    "mimo": (REPETITIONS, 1),
+}
+# classifier -> shape of an example, number of classes
+SHAPES = {"digits": ((8, 8, 1), 10), "breast_cancer": ((30,), 2)}
 ANGLES = tuple(range(0, 91, 15))
 NOISES = (0, 1, 2, 4, 8)  # standard deviations, in grey levels of 0 to 16
+
+
+def methods(task):
+    """The methods that a task has."""
+    if task == "diabetes":
+        return [m for m in METHODS if m not in IN_ONE_NETWORK]
+    if task == "breast_cancer":
+        return [m for m in METHODS if "flipout" not in m]
+    return list(METHODS)
 
 
 def arrays(task, split):
@@ -94,18 +148,58 @@ def network(task, method, setting):
     plain, flipout, *_ = TASKS[task]
     if method == "flipout":
         return build(flipout, prior_stddev=setting)
+    num_examples = len(arrays(task, "train")[0])
     if method == "cold_flipout":
         # As if every example had been seen 1 / temperature times.
-        return build(flipout, num_examples=len(arrays(task, "train")[0]) / setting)
+        return build(flipout, num_examples=num_examples / setting)
     # Kernels start as the means of Flipout's do.
-    start = {"kernel_initializer": "he_normal"}
-    factories = {"dense": partial(keras.layers.Dense, **start)}
-    if task == "digits":
-        factories["conv"] = partial(keras.layers.Conv2D, **start)
+    options = {"kernel_initializer": "he_normal"}
+    layers = {"dense": keras.layers.Dense, "conv": keras.layers.Conv2D}
+    if method == "rank1":
+        layers = {"dense": DenseRank1, "conv": Conv2DRank1}
+        posterior = MeanFieldNormal(
+            loc_initializer=batch_ensemble_initializer(-setting)  # N(1, setting²)
+        )
+        options |= {"ensemble_size": MEMBERS, "num_examples": num_examples}
+        for r_or_s in ("alpha", "gamma"):
+            options[f"{r_or_s}_posterior_fn"] = posterior
+            options[f"{r_or_s}_prior_fn"] = NormalPrior(1.0, setting)
+    factories = {name: partial(layer, **options) for name, layer in layers.items()}
     if method == "dropout":
         # In front of the dense layers, as LeNet-5's with dropout have it.
         factories["dense"] = with_dropout(factories["dense"], setting)
-    return build(plain, **factories)
+    if task != "digits":
+        del factories["conv"]
+    make = partial(build, plain, **factories)
+    if method == "batch_ensemble":
+        start = dict.fromkeys(
+            ("alpha_initializer", "gamma_initializer"),
+            batch_ensemble_initializer(setting),
+        )
+        return to_batch_ensemble(make(), MEMBERS, **start)
+    if method == "rank1":
+        inner = make()
+        x = keras.Input(inner.input_shape[1:])
+        rows = inner(TileMembers(MEMBERS)(x))
+        return keras.Model(x, AverageMembers(MEMBERS)(rows), name=plain)
+    if method == "mimo":
+        return mimo(partial(wide, task, make), *SHAPES[task], setting, name=plain)
+    return make()
+
+
+def wide(task, make, input_shape, classes):
+    """The network with more inputs side by side, and more logits."""
+    if task == "digits":
+        return make(input_shape=input_shape, classes=classes)
+    times = input_shape[-1] // SHAPES[task][0][-1]
+    scale = make().get_layer("scale")
+    statistics = [np.tile(np.ravel(s), times) for s in (scale.mean, scale.variance)]
+    return make(
+        features=input_shape[-1],
+        classes=classes,
+        input_mean=statistics[0],
+        input_variance=statistics[1],
+    )
 
 
 def trained(task, method, setting, rate, seed, epochs):
@@ -114,41 +208,76 @@ def trained(task, method, setting, rate, seed, epochs):
     model = network(task, method, setting)
     x, y = arrays(task, "train")
     batch = 64 if task == "digits" else 32
-    schedule = keras.optimizers.schedules.CosineDecay(
-        rate, decay_steps=epochs * (-(-len(x) // batch))
-    )
-    optimizer = keras.optimizers.Adam
+    steps = len(x) // batch if method in IN_ONE_NETWORK else -(-len(x) // batch)
+    schedule = keras.optimizers.schedules.CosineDecay(rate, decay_steps=epochs * steps)
+    optimizer = keras.optimizers.Adam(schedule)
     if "flipout" not in method:
-        # Of dropout, which is tuned by its rate, the prior that goes with it.
-        decay = 1e-4 if method == "dropout" else setting
-        optimizer = partial(keras.optimizers.AdamW, weight_decay=decay)
+        # Of what is tuned by something else, the prior that goes with dropout.
+        decay = setting if METHODS[method][0] == "weight_decay" else 1e-4
+        optimizer = keras.optimizers.AdamW(schedule, weight_decay=decay)
+        optimizer.exclude_from_weight_decay(var_names=["alpha", "gamma"])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    # A Bayesian model's loss has the divergence too.
+    nll = keras.metrics.SparseCategoricalCrossentropy("nll", from_logits=True)
     if info(model.name).task == "regression":
         loss = GaussianNegativeLogLikelihood()
-    watched, options = [], {}
-    if TASKS[task][3]:
-        # A Bayesian model's loss has the divergence too.
         nll = keras.metrics.MeanMetricWrapper(
             gaussian_negative_log_likelihood, name="nll"
         )
+    watched, options = [], {}
+    if TASKS[task][3]:
         watched.append(nll)
         keep = keras.callbacks.EarlyStopping(
             "val_nll", mode="min", patience=epochs, restore_best_weights=True
         )
         validation = arrays(task, "validation")
         options = {"validation_data": validation, "callbacks": [keep]}
-    model.compile(optimizer(schedule), loss, metrics=watched)
-    model.fit(x, y, batch_size=batch, epochs=epochs, verbose=0, **options)
+    model.compile(optimizer, loss, metrics=watched)
+    examples = {"x": x, "y": y, "batch_size": batch}
+    if method in IN_ONE_NETWORK:
+        examples = {"x": of_members(x, y, batch, method, setting, seed)}
+    model.fit(**examples, epochs=epochs, verbose=0, **options)
     return model
 
 
-def predictor(task, method, setting, rate, seed, epochs):
-    """Trains, and returns a function from inputs to members' outputs `[B, M, ...]`."""
-    train = partial(trained, task, method, setting, rate, epochs=epochs)
-    if method == "ensemble":
-        models = [train(seed=1000 * (i + 1) + seed) for i in range(MEMBERS)]
+def of_members(x, y, batch, method, setting, seed):
+    """Member-major training batches."""
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).shuffle(len(x), seed=seed)
+    batches = batches.batch(batch, drop_remainder=True)
+    if method == "mimo":
+        return mimo_batches(
+            batches, setting, batch_repetitions=REPETITIONS, seed=seed
+        ).prefetch(1)
+
+    def tiled(array):
+        return tf.tile(array, [MEMBERS] + [1] * (array.shape.rank - 1))
+
+    return batches.map(lambda *batch: tuple(map(tiled, batch))).prefetch(1)
+
+
+def predictor(method, models, seed):
+    """A function from inputs to the outputs of members or draws, `[B, M, ...]`."""
+    (model, *others) = models
+    if others:
         return lambda x: np.stack([m.predict(x, verbose=0) for m in models], 1)
-    model = train(seed=seed)
+    if method in ("batch_ensemble", "mimo"):
+        members = Predictions(model)
+        return lambda x: np.log(
+            np.maximum(
+                members.predict(x, verbose=0)["member_probabilities"],
+                np.finfo("float32").tiny,
+            )
+        )
+    if method == "rank1":
+        rows = keras.Model(model.input, model.layers[-1].input)
+        samples = PosteriorSamples(rows, DRAWS // MEMBERS, seed=seed)
+
+        def of_all(x):  # [M * B, K, C] -> [B, M * K, C]
+            found = samples.predict(x, batch_size=len(x), verbose=0)
+            found = found.reshape(MEMBERS, len(x), -1, found.shape[-1])
+            return np.moveaxis(found, 0, 1).reshape(len(x), -1, found.shape[-1])
+
+        return of_all
     if "flipout" in method:
         samples = PosteriorSamples(model, DRAWS, seed=seed)
         return lambda x: samples.predict(x, verbose=0)
@@ -171,9 +300,13 @@ def of_classifier(logits, y):
     }
     for metric in found.values():
         metric.update_state(y, logits)
-    probs = special.softmax(logits, -1).mean(1)
+    probs = special.softmax(logits, -1)
     figures = {name: float(metric.result()) for name, metric in found.items()}
-    return {**figures, "accuracy": float((probs.argmax(-1) == y).mean())}
+    figures["accuracy"] = float((probs.mean(1).argmax(-1) == y).mean())
+    disagreement = 0.0
+    if probs.shape[1] > 1:
+        disagreement = float(measure_diversity(probs, y).figures()["disagreement"])
+    return {**figures, "disagreement": disagreement}
 
 
 def of_regressor(outputs, y):
@@ -231,9 +364,19 @@ def measured(task, method, setting, rate, seed, epochs, splits):
         if {n: line[n] for n in key} == key:
             return line
     keras.utils.clear_session()
-    predict = predictor(task, method, setting, rate, seed, epochs)
-    figures = of_classifier if task == "digits" else of_regressor
-    record = {"command": "python benchmarks/calibration.py", **key}
+    seeds = [seed]
+    if method == "ensemble":
+        seeds = [1000 * (i + 1) + seed for i in range(MEMBERS)]
+    start = time.process_time()
+    models = [trained(task, method, setting, rate, s, epochs) for s in seeds]
+    cost = {
+        "parameters": sum(model.count_params() for model in models),
+        "passes": PASSES[method],
+        "processor_seconds": round(time.process_time() - start, 1),
+    }
+    predict = predictor(method, models, seed)
+    figures = of_regressor if task == "diabetes" else of_classifier
+    record = {"command": "python benchmarks/calibration.py", **key, **cost}
     for split in splits:
         x, y = arrays(task, split)
         record[split] = figures(predict(x), y)
@@ -300,7 +443,7 @@ def main(argv=None):
     parser.add_argument("--search-seeds", nargs="+", type=int, default=SEARCH_SEEDS)
     parser.add_argument("--figure", action="store_true")
     arguments = parser.parse_args(argv)
-    pairs = [f"{t}/{m}" for t in TASKS for m in METHODS]
+    pairs = [f"{task}/{method}" for task in TASKS for method in methods(task)]
     pairs = fnmatch.filter(pairs, arguments.pattern)
     if not pairs:
         parser.error("expected a pattern such as digits/* or */flipout")

@@ -11,6 +11,7 @@ from .registry import ModelInfo, build, info, list_models, register_model
 _LAZY = {
     "EvolutionStrategies": ".training",
     "Lifelong": ".training",
+    "MemberMetrics": ".training",
     "OutOfDistribution": ".training",
     "classification": ".predictive",
     "diversity_report": ".diversity",
@@ -25,6 +26,7 @@ _LAZY = {
 __all__ = [
     "EvolutionStrategies",
     "Lifelong",
+    "MemberMetrics",
     "ModelInfo",
     "OutOfDistribution",
     "build",

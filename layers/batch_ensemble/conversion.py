@@ -94,7 +94,8 @@ def to_batch_ensemble(
     the same rows outside training; `kzoo.layers.AverageMembers` at the end averages
     what they predict. In `fit` each batch is split among the members, so that M must
     divide it (`drop_remainder=True`) and each member sees its part of the examples;
-    `kzoo.zoo.train` with `members="tile"` shows all to each.
+    `kzoo.zoo.train` with `members="tile"` shows all to each, and layers of augmentation
+    such as `keras.layers.RandomTranslation` then draw apart for each member.
 
     All else stays as it is: names, other layers and their weights, shared layers,
     nested models, which layers are frozen. With fast weights that start as ones, each

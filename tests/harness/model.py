@@ -125,11 +125,13 @@ class Subject:
         from kzoo.zoo import info
 
         numbers = np.random.default_rng(seed)
-        if info(self.name).dataset == "diabetes":
-            from sklearn.datasets import load_diabetes
+        dataset = info(self.name).dataset
+        if dataset in ("breast_cancer", "diabetes"):
+            from sklearn import datasets
 
-            rows = load_diabetes(scaled=False).data.astype("float32")
-            return rows[numbers.integers(0, len(rows), count)]
+            scaled = {"scaled": False} if dataset == "diabetes" else {}
+            data = getattr(datasets, f"load_{dataset}")(**scaled).data
+            return data[numbers.integers(0, len(data), count)].astype("float32")
         shape = (count, *self.input_shape)
         return numbers.integers(0, 17, shape).astype("float32")
 

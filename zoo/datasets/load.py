@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 # The builders of this package, imported when asked for; all others are
 # tensorflow-datasets' own.
 _BUILDERS = {
+    "breast_cancer": ".breast_cancer",
     "diabetes": ".diabetes",
     "digits": ".digits",
     "python_source": ".python_source",
@@ -22,8 +23,9 @@ def load(name, split=None, *, data_dir=None, as_supervised=True):
     of several processes that prepare at once one provides it to all.
 
     Args:
-        name: A tensorflow-datasets name: `"digits"` and `"python_source"` are prepared
-            without a network, others such as `"cifar10"` are downloaded.
+        name: A tensorflow-datasets name: `"breast_cancer"`, `"diabetes"`, `"digits"`
+            and `"python_source"` are prepared without a network, others such as
+            `"cifar10"` are downloaded.
         split: Which examples, such as `"train"` or `"train[:80%]+validation"`, or a
             list of those. Without one, all splits.
         data_dir: Folder of the prepared data sets. Defaults to the environment

@@ -398,3 +398,19 @@ def test_refusals():
     for member in (M, -1, 1.0):
         with pytest.raises(ValueError, match="Received: "):
             from_batch_ensemble(ensemble, member)
+
+
+def test_augmentation_in_the_model_differs_from_member_to_member():
+    # Of a batch that is tiled, each row is an image of one member, and layers of
+    # augmentation draw for each row.
+    shift = keras.layers.RandomTranslation(0.5, 0.5, fill_mode="constant", seed=1)
+    image = keras.Input((6, 6, 1))
+    shifted = shift(image)
+    y = keras.layers.Dense(2)(keras.layers.Flatten()(shifted))
+    model = to_batch_ensemble(keras.Model(image, y), ensemble_size=2)
+    rows = keras.Model(model.input, model.get_layer(shift.name).output)
+    x = np.random.default_rng(0).normal(size=(3, 6, 6, 1)).astype("float32")
+    tiled = np.tile(x, (2, 1, 1, 1))
+    of_first, of_second = np.split(np.asarray(rows(tiled, training=True)), 2)
+    assert (of_first != of_second).any(axis=(1, 2, 3)).all()
+    np.testing.assert_array_equal(rows(x, training=False), tiled)

@@ -1,4 +1,4 @@
-"""The perceptron that predicts means and variances."""
+"""The perceptrons: classifiers, and those that predict means and variances."""
 
 import keras
 import numpy as np
@@ -7,7 +7,7 @@ import pytest
 from harness import check_model
 from kzoo.layers import DenseFlipout, from_bayesian
 from kzoo.zoo import build, load
-from kzoo.zoo.models.mlp import _DIABETES, mlp
+from kzoo.zoo.models.mlp import _BREAST_CANCER, _DIABETES, mlp, mlp_classifier
 from kzoo.zoo.predictive import regression
 
 X = np.random.default_rng(0).normal(3.0, 2.0, size=(6, 4)).astype("float32")
@@ -48,6 +48,19 @@ def test_equals_the_equations():
     np.testing.assert_allclose(found[..., 1], expected, rtol=1e-4)
 
 
+def test_the_classifiers_logits_equal_the_equations():
+    model = mlp_classifier(
+        4, 3, hidden=(5,), input_mean=[1.0] * 4, input_variance=[4.0] * 4
+    )
+    rng = np.random.default_rng(1)
+    for v in model.trainable_weights:
+        v.assign(rng.normal(size=v.shape))
+    kernels = [map(value, model.get_layer(n).weights) for n in ("hidden0", "logits")]
+    (w, b), (v, c) = kernels
+    expected = np.maximum((X - 1) / 2 @ w + b, 0) @ v + c
+    np.testing.assert_allclose(model.predict(X, verbose=0), expected, rtol=1e-4)
+
+
 def test_inputs_go_in_as_they_are_without_statistics():
     model = mlp(4, hidden=())
     kernel, bias = map(value, model.get_layer("head").weights)
@@ -66,6 +79,8 @@ def test_inputs_go_in_as_they_are_without_statistics():
 def test_half_of_the_statistics_is_refused(arguments):
     with pytest.raises(ValueError, match="of 4 numbers each.*Received: input_mean="):
         mlp(4, **arguments)
+    with pytest.raises(ValueError, match="of 4 numbers each.*Received: input_mean="):
+        mlp_classifier(4, 2, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -74,6 +89,11 @@ def test_half_of_the_statistics_is_refused(arguments):
 def test_sizes_that_are_none_are_refused(arguments):
     with pytest.raises(ValueError, match="at least 1. Received"):
         mlp(**{"features": 4, **arguments})
+
+
+def test_a_number_of_classes_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="`classes`.*at least 1. Received"):
+        mlp_classifier(4, classes=0)
 
 
 def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
@@ -94,7 +114,9 @@ def test_flipout_version_is_the_plain_one_at_the_mean_of_its_weights():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["mlp_regressor", "mlp_regressor_flipout"])
+@pytest.mark.parametrize(
+    "name", ["mlp_classifier", "mlp_regressor", "mlp_regressor_flipout"]
+)
 def test_contract(name):
     check_model(name)
 
@@ -107,3 +129,12 @@ def test_the_diabetes_models_know_their_training_split():
     np.testing.assert_allclose(_DIABETES["input_variance"], x.var(0), rtol=1e-3)
     np.testing.assert_allclose(_DIABETES["loc"], y.mean(), rtol=1e-3)
     np.testing.assert_allclose(_DIABETES["scale"], y.std(), rtol=1e-2)
+
+
+@pytest.mark.tensorflow
+def test_the_breast_cancer_model_knows_its_training_split():
+    examples, _ = load("breast_cancer", "train")
+    x = np.array([x for x, _ in examples.as_numpy_iterator()])
+    mean, variance = x.mean(0), x.var(0)
+    np.testing.assert_allclose(_BREAST_CANCER["input_mean"], mean, rtol=1e-3)
+    np.testing.assert_allclose(_BREAST_CANCER["input_variance"], variance, rtol=1e-3)
