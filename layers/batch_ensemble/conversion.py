@@ -270,7 +270,8 @@ def from_batch_ensemble(model, member):
 
     The inverse of `to_batch_ensemble`: layers with fast weights become Keras's own
     with the member's kernel, W ∘ (r_m s_mᵀ), and bias; `kzoo.layers.TileMembers` and
-    `kzoo.layers.AverageMembers` go.
+    `kzoo.layers.AverageMembers` go. A layer of another class becomes what its `member`
+    returns for the index, if the class itself defines that method.
 
     Reference: Wen, Tran, Ba, "BatchEnsemble: an Alternative Approach to Efficient
     Ensemble and Lifelong Learning", 2020. https://arxiv.org/abs/2002.06715
@@ -301,7 +302,8 @@ def from_batch_ensemble(model, member):
     """
 
     def convert(layer):
-        return layer.member(member) if type(layer) in WITH_MEMBERS else None
+        has_members = type(layer) in WITH_MEMBERS or "member" in vars(type(layer))
+        return layer.member(member) if has_members else None
 
     def fill(layer, found):
         """Does nothing: the layer was made with its weights."""

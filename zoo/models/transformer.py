@@ -202,6 +202,9 @@ class _AllIds(keras.layers.Layer):
         super().__init__(**kwargs)
         self.vocabulary, self.ensemble_size = vocabulary, ensemble_size
 
+    def member(self, index):
+        return _AllIds(self.vocabulary, 1, name=self.name)
+
     def call(self, inputs):
         ids = ops.arange(self.vocabulary, dtype="int32")
         return ops.broadcast_to(ids, (self.ensemble_size, self.vocabulary))

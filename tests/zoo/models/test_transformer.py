@@ -21,6 +21,7 @@ from kzoo.layers import (
     MultiHeadAttentionFlipout,
     PosteriorMean,
     batch_ensemble_initializer,
+    from_batch_ensemble,
     from_bayesian,
 )
 from kzoo.zoo.models.transformer import transformer
@@ -200,10 +201,12 @@ def test_members_are_transformers(tmp_path):
     ids, single, probs = sentences(), made(), []
     for m in range(2):
         for layer in model.layers:
-            if hasattr(layer, "member"):
+            if hasattr(layer, "member") and layer.name != "all_ids":
                 plain = layer.member(m)
                 single.get_layer(layer.name).set_weights(plain.get_weights())
         probs.append(softmax(logits(single, **ids)))
+    plain = from_batch_ensemble(model, member=1)
+    np.testing.assert_allclose(softmax(logits(plain, **ids)), probs[1], atol=1e-5)
     assert np.abs(probs[0] - probs[1]).max() > 1e-2
     found, in_training = forward(model, ids, False, True)
     np.testing.assert_allclose(softmax(value(found)), np.mean(probs, 0), atol=1e-5)
