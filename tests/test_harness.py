@@ -1309,6 +1309,7 @@ def test_a_model_that_is_another_one(own_session, registered):
 # --- right ones -------------------------------------------------------------------
 
 
+@pytest.mark.tensorflow  # Of JAX, every real component's contract says so.
 def test_right_components_pass(own_session, registered):
     layer(RightLayer)
     cell(RightCell)
@@ -1322,8 +1323,7 @@ def test_right_components_pass(own_session, registered):
     harness.check_model(registered(right_model))
     harness.check_model(registered(too_big_to_run), units=3)
     assert fresh.check_other_backend() == 9
-    if BACKEND == "tensorflow":
-        assert fresh.check_exports() == 6
+    assert fresh.check_exports() == 6
 
 
 def test_a_component_without_its_check_is_found(own_session):

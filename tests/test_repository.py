@@ -21,6 +21,8 @@ from harness.docs import check_docstring
 from harness.skips import read
 from kzoo.zoo import info, list_models
 
+# On one backend: none makes a difference.
+once = pytest.mark.tensorflow
 PACKAGES = ("layers", "optimizers", "zoo")
 FILES = [
     *ROOT.glob("*.py"),
@@ -75,6 +77,7 @@ def imports(tree, package):
 # --- imports ----------------------------------------------------------------------
 
 
+@once
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_imports_run_one_way(file):
     name, package = module_name(file)
@@ -93,12 +96,14 @@ def test_imports_run_one_way(file):
             )
 
 
+@once
 @pytest.mark.parametrize("file", OTHER_FILES, ids=relative)
 def test_nothing_imports_a_second_copy(file):
     for line, target, _ in imports(ast.parse(file.read_text()), ""):
         assert target.split(".")[0] not in PACKAGES, f"{relative(file)}:{line} {target}"
 
 
+@once
 @pytest.mark.parametrize(
     "file",
     [f for f in FILES if relative(f).startswith(("layers", "optimizers"))],
@@ -176,11 +181,13 @@ def test_the_indexes_are_not_empty():
     assert {key.split(":")[0] for key in PUBLIC} == set(INDEXES)
 
 
+@once
 @pytest.mark.parametrize("key", PUBLIC)
 def test_is_documented(key):
     check_docstring(PUBLIC[key], kind_of(PUBLIC[key])[0])
 
 
+@once
 @pytest.mark.parametrize("name", list_models())
 def test_model_is_documented(name):
     check_docstring(info(name).entry_point, "function")
@@ -195,6 +202,7 @@ def test_is_registered(key):
 
 
 # A record is tested through the function that returns it.
+@once
 @pytest.mark.parametrize(
     "key", [key for key, thing in PUBLIC.items() if not is_dataclass(thing)]
 )
@@ -209,6 +217,7 @@ def test_has_a_mirrored_test(key):
     ), f"expected {check or 'a test'} of {thing.__name__} in {relative(there[0])}"
 
 
+@once
 @pytest.mark.parametrize("name", list_models())
 def test_model_has_a_mirrored_test_with_its_check(name):
     file = mirror(info(name).entry_point.__module__)
@@ -238,6 +247,7 @@ def uses_name(file, name):
 CATALOGUE = [key for key in PUBLIC if key in SAVED or not key.startswith("zoo:")]
 
 
+@once
 @pytest.mark.parametrize("name", [*CATALOGUE, *list_models()])
 def test_readme_lists(name):
     text = (ROOT / "README.md").read_text()
@@ -251,6 +261,7 @@ def test_readme_lists(name):
 # --- what no file may have --------------------------------------------------------
 
 
+@once
 def test_there_is_no_utils():
     assert not [relative(f) for f in FILES if re.search("util|helper|misc", f.stem)]
 
@@ -260,6 +271,7 @@ FORBIDDEN_CALLS = {"eval", "exec", "os.system", "os.popen", "yaml.load"}
 FORBIDDEN_KEYWORDS = {"safe_mode": False, "shell": True, "allow_pickle": True}
 
 
+@once
 @pytest.mark.parametrize("file", FILES, ids=relative)
 def test_nothing_runs_what_it_reads(file):
     tree = ast.parse(file.read_text())
@@ -277,6 +289,7 @@ def test_nothing_runs_what_it_reads(file):
             assert forbidden is None or value is not forbidden, f"{where} {keyword.arg}"
 
 
+@once
 def test_allowed_skips_name_tests_that_exist():
     for name in read(ROOT / "tests" / "allowed_skips.txt"):
         file, _, function = name.split("[")[0].partition("::")
@@ -286,8 +299,8 @@ def test_allowed_skips_name_tests_that_exist():
 # --- another folder ---------------------------------------------------------------
 
 
+@once
 @pytest.mark.slow
-@pytest.mark.tensorflow  # No backend makes a difference.
 def test_a_clone_in_a_folder_with_an_odd_name(tmp_path):
     clone = tmp_path / "kzoo odd-name.1"
     subprocess.run(

@@ -140,5 +140,6 @@ def test_keras_distribution():
                     assert len(variable.value.sharding.device_set) == 2, variable.path
         print("done")
         """,
-        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+        XLA_FLAGS=os.environ.get("XLA_FLAGS", "")
+        + " --xla_force_host_platform_device_count=2",
     )

@@ -502,7 +502,8 @@ print("done")
 
 @pytest.mark.slow
 def test_two_devices_have_a_base_each_and_step_as_one_with_two():
-    flags = "--xla_force_host_platform_device_count=2"
+    flags = os.environ.get("XLA_FLAGS", "")
+    flags += " --xla_force_host_platform_device_count=2"
     ran = subprocess.run(
         [sys.executable, "-c", DEVICES],
         env={**os.environ, "XLA_FLAGS": flags},
