@@ -155,16 +155,15 @@ def wide_block(conv, norm, width=160):
     return block
 
 
-def separate(kind, members, train=False):
-    """A BatchEnsemble of M members against M separate models in one compiled call.
+def ensemble_networks(kind, members):
+    """A BatchEnsemble of M members, and M separate models as one, of the same inputs.
 
-    Each member has rows of its own, as many as each separate model. `dense`:
-    4096 -> 4096, one row each, where reading the weights rules. `wide_block`: a block
-    of WRN-28-10 at 32x32, 8 rows each, where computing does.
+    `dense`: 4096 -> 4096. `wide_block`: a block of WRN-28-10 at 32x32.
+
+    Returns:
+        The two models, and the shape of an input. The second takes `[B, M, *shape]`.
     """
-    rows, shape = (1, (4096,)) if kind == "dense" else (8, (32, 32, 160))
-    facts = {"members": members, "rows": rows * members, "train": train}
-    facts["shape"] = "x".join(map(str, shape))
+    shape = (4096,) if kind == "dense" else (32, 32, 160)
 
     def network(ensemble):
         keras.utils.set_random_seed(0)
@@ -181,11 +180,23 @@ def separate(kind, members, train=False):
         norm = partial(BatchNormalizationBatchEnsemble, **own)
         return keras.Model(x, wide_block(conv, norm)(x))
 
-    x, y = normal(rows * members, *shape), normal(rows * members, *shape)
     together, apart = network(True), [network(False) for _ in range(members)]
     of_all = keras.Input((members, *shape))
     outputs = [one(of_all[:, m]) for m, one in enumerate(apart)]
-    stacked = keras.Model(of_all, keras.ops.stack(outputs, axis=1))
+    return together, keras.Model(of_all, keras.ops.stack(outputs, axis=1)), shape
+
+
+def separate(kind, members, train=False):
+    """A BatchEnsemble of M members against M separate models in one compiled call.
+
+    Each member has rows of its own, as many as each separate model: of `dense` one,
+    where reading the weights rules, of `wide_block` 8, where computing does.
+    """
+    together, stacked, shape = ensemble_networks(kind, members)
+    rows = 1 if kind == "dense" else 8
+    facts = {"members": members, "rows": rows * members, "train": train}
+    facts["shape"] = "x".join(map(str, shape))
+    x, y = normal(rows * members, *shape), normal(rows * members, *shape)
     facts["parameters"] = together.count_params()
     facts["parameters_of_peer"] = stacked.count_params()
     facts["peer"] = f"{members} Keras models in one call"

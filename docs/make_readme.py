@@ -131,13 +131,34 @@ def speed_table():
     ]
     for claim, r in newest.items():
         low, high = r["ratio_quartiles"]
-        bar = "none"
-        if r["bar"]:
-            bar = f"{r['bar']}, {'met' if r['ratio'] <= r['bar'] else '**missed**'}"
         lines.append(
             f"| `{claim}` | {r['milliseconds']:.2f} | {r['peer']} | "
             f"{r['peer_milliseconds']:.2f} | {r['ratio']:.3f} ({low:.3f}–{high:.3f}) | "
-            f"{bar} |"
+            f"{said_of_bar(r)} |"
+        )
+    return "\n".join(lines)
+
+
+def said_of_bar(record):
+    """What a table says of a ratio's bar."""
+    if not record["bar"]:
+        return "none"
+    met = "met" if record["ratio"] <= record["bar"] else "**missed**"
+    return f"{record['bar']}, {met}"
+
+
+def memory_table():
+    """Returns the newest figures of benchmarks/memory.py."""
+    newest = {
+        record["claim"]: record
+        for record in results.read(ROOT / "benchmarks/results/memory.jsonl")
+    }
+    lines = ["| claim | MB | its peer's MB | ratio | bar |", "|---|---|---|---|---|"]
+    for claim, r in newest.items():
+        method, peer = (sum(r[key].values()) / 1e6 for key in ("bytes", "peer_bytes"))
+        lines.append(
+            f"| `{claim}` | {method:,.1f} | {peer:,.1f} | {r['ratio']:.3f} | "
+            f"{said_of_bar(r)} |"
         )
     return "\n".join(lines)
 
@@ -203,10 +224,13 @@ def calibration_tables():
     for task in dict.fromkeys(r["task"] for r in records):
         of_task = [r for r in records if r["task"] == task]
         names = list(of_task[0]["test"])
+        has_cost = "passes" in of_task[0]
         titles = [n.upper() if n in ("nll", "ece", "rmse") else n for n in names]
+        titles += ["parameters", "passes"] if has_cost else []
         lines += [
-            f"| {task} | chosen on the validation split | {' | '.join(titles)} |",
-            "|---" * (2 + len(names)) + "|",
+            f"| {task.replace('_', ' ')} | chosen on the validation split "
+            f"| {' | '.join(titles)} |",
+            "|---" * (2 + len(titles)) + "|",
         ]
         for method in dict.fromkeys(r["method"] for r in of_task):
             runs = [r for r in of_task if r["method"] == method]
@@ -214,6 +238,9 @@ def calibration_tables():
             chosen = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in setting)
             digits = {name: 2 if name == "rmse" else 4 for name in names}
             cells = [spread([r["test"][n] for r in runs], digits[n]) for n in names]
+            if has_cost:
+                train, test = runs[0]["passes"]
+                cells += [f"{runs[0]['parameters']:,}", f"{train} / {test}"]
             lines.append(
                 f"| {method.replace('_', ' ')} | {chosen} | {' | '.join(cells)} |"
             )
@@ -231,6 +258,7 @@ PARTS = {
     "catalogue": catalogue,
     "digits": digits_table,
     "speed": speed_table,
+    "memory": memory_table,
     "variance": variance_table,
     "evolution": evolution_table,
     "calibration": calibration_tables,
