@@ -10,7 +10,6 @@ from .check import Check, arrays
 from .docs import check_docstring
 from .fresh import record_answer, record_case
 from .training import (
-    COMPILED,
     QUICK,
     XLA,
     check_lowering,
@@ -220,8 +219,7 @@ def check_training(subject):
     """Training is as `check_steps` says, and it lowers."""
     with Check("compiled"):
         data = subject.batches(2)
-    modes = COMPILED if session.get().full or not subject.overrides else (XLA,)
-    check_steps(subject.compiled, data, stops=(1,), tol=TOL, modes=modes)
+    check_steps(subject.compiled, data, stops=(1,), tol=TOL)
     with Check("lowering"):
         model = subject.compiled(XLA)
         model.optimizer.build(model.trainable_variables)

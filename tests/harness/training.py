@@ -186,25 +186,26 @@ def check_resume(make, batches, folder, stops, mode=EAGER, tol=1e-6):
     return losses, expected
 
 
-def check_steps(make, batches, stops, tol=1e-5, modes=COMPILED):
+def check_steps(make, batches, stops, tol=1e-5):
     """Requires training to be the same eagerly, compiled, and after stopping.
 
-    On JAX, where an eager step compiles each of its operations, only `--all` runs
-    steps eagerly: by default XLA's are stopped and resumed.
+    By default compiled is by XLA; what it traces is what a graph without it runs, as
+    exports and trainings of the zoo do. With `--all`, a graph is compared too. On JAX,
+    where an eager step compiles each of its operations, only `--all` runs steps
+    eagerly: by default XLA's are stopped and resumed.
 
     Args:
         make: A callable, compile arguments -> a fresh compiled model.
         batches: What `train` takes.
         stops: The numbers of steps after which to stop.
         tol: How close compiled steps must be to eager ones.
-        modes: The compile arguments to compare with eager ones.
     """
-    folder = session.get().folder
-    if QUICK == XLA and not session.get().full:
+    folder, full = session.get().folder, session.get().full
+    if QUICK == XLA and not full:
         check_resume(make, batches, folder, stops, XLA)
         return
     eager = check_resume(make, batches, folder, stops)
-    check_compiled(make, batches, eager, tol, modes)
+    check_compiled(make, batches, eager, tol, COMPILED if full else (XLA,))
     model = make(EAGER)
     check_eager(lambda: train(model, batches[:1]))
 

@@ -1,10 +1,7 @@
 import keras
-import numpy as np
 import pytest
-from keras import ops
 
 from harness import check_cell, check_layer
-from harness.backends import compiled, gradients
 from kzoo.layers import RevGRU, RevGRUCell, RevLSTM, RevLSTMCell
 
 ARGUMENTS = {
