@@ -6,6 +6,8 @@ require_supported()
 
 # ruff: noqa: E402, F401
 from .fast_weights import ScaledSchedule, with_fast_weights
+from .kfac.blocks.base import CurvatureBlock, register_curvature_block
+from .kfac.kfac import KFAC
 from .lookahead.lookahead import Lookahead
 from .lookahead.slow_weights import SwapSlowWeights
 from .step_decay import StepDecay

@@ -15,6 +15,7 @@ from .training import (
     EAGER,
     QUICK,
     XLA,
+    attach,
     check_compiled,
     check_eager,
     check_lowering,
@@ -109,10 +110,10 @@ def apply(optimizer, gradients, before=lambda step: None):
 
     `before(step)` is called before each.
     """
-    variables = [
-        keras.Variable(np.array([[1.0, -2.0], [0.5, 3.0]], "float32"), name="first"),
-        keras.Variable(np.array([0.1, -0.4], "float32"), name="second"),
-    ]
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    model.set_weights([np.array([[1.0, -2.0], [0.5, 3.0]]), np.array([0.1, -0.4])])
+    model.optimizer = optimizer
+    variables = attach(model).trainable_variables
     optimizer.build(variables)
     for step, pair in enumerate(gradients):
         before(step)

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from harness.check import Check, arrays
-from harness.training import QUICK, forward, set_mode
+from harness.training import QUICK, attach, forward, set_mode
 
 
 def load_classes(imports):
@@ -43,7 +43,7 @@ def repeat(case):
     """Raises unless this backend finds one case's numbers again."""
     load_classes(json.loads((case / "imports.json").read_text()))
     values = np.load(case / "expected.npz")
-    model = keras.saving.load_model(case / "model.keras")
+    model = attach(keras.saving.load_model(case / "model.keras"))
     set_mode(model, QUICK)
 
     def pair(prefix):

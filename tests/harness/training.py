@@ -35,6 +35,16 @@ def sgd():
 def compile_model(model, optimizer, mode):
     """Compiles a model with a mean squared error on each of its outputs."""
     model.compile(optimizer, loss="mse", **mode)
+    return attach(model)
+
+
+def attach(model):
+    """Ties a model to its optimizer, if that must know it; returns the model."""
+    part = model.optimizer
+    while part is not None:
+        if hasattr(part, "attach"):
+            part.attach(model)
+        part = getattr(part, "inner_optimizer", None)
     return model
 
 
@@ -170,7 +180,7 @@ def check_resume(make, batches, folder, stops, mode=EAGER, tol=1e-6):
         require_one_trace(traced, mode)
     for stop, file in files.items():
         with Check("save") as check:
-            again = keras.saving.load_model(file)
+            again = attach(keras.saving.load_model(file))
             set_mode(again, mode)
         with Check("resume") as check:
             rest = train(again, batches[stop:])

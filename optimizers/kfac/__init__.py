@@ -1,0 +1,1 @@
+"""K-FAC: natural gradients from Kronecker factors of the curvature."""

@@ -1,0 +1,1 @@
+"""How the curvature of a layer's weights is approximated."""

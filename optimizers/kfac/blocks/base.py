@@ -1,0 +1,168 @@
+"""A layer's weights as one matrix, and which layers have such a block."""
+
+import keras
+from keras import ops
+
+_BLOCKS = {}
+
+
+def register_curvature_block(layer_class):
+    """Decorates the `CurvatureBlock` of a class of layers, so that KFAC uses it.
+
+    Layers of that class have it, and of its subclasses that do not override `call`.
+
+    Args:
+        layer_class: A class of layers.
+
+    Returns:
+        The decorator, which returns the block as it is.
+
+    Raises:
+        ValueError: If `layer_class` is no class of layers.
+
+    Example:
+
+    >>> import keras
+    >>> from kzoo.optimizers import CurvatureBlock, register_curvature_block
+    >>> class Doubled(keras.layers.Dense):
+    ...     def call(self, inputs, training=None):
+    ...         return super().call(2 * inputs)
+    >>> @register_curvature_block(Doubled)
+    ... class DoubledBlock(CurvatureBlock):
+    ...     def rows(self, inputs):
+    ...         return super().rows(2 * inputs)
+    """
+    if not (isinstance(layer_class, type) and issubclass(layer_class, keras.Layer)):
+        raise ValueError(
+            f"expected a class of layers. Received: layer_class={layer_class!r}"
+        )
+
+    def register(block_class):
+        _BLOCKS[layer_class] = block_class
+        return block_class
+
+    return register
+
+
+def find_block(layer):
+    """Returns the block of a layer, or None if there is none."""
+    for layer_class in type(layer).__mro__:
+        if layer_class in _BLOCKS:
+            if type(layer).call is layer_class.call:
+                return _BLOCKS[layer_class](layer)
+            return None
+    return None
+
+
+class CurvatureBlock:
+    """The weights of one layer as a matrix W that multiplies rows: s = a W.
+
+    With a bias a ends in 1, and W in the bias as its last row. As it stands, it is for
+    layers whose kernel `[..., m]` multiplies the last axes of what they are given; a
+    subclass says what differs. s is what goes into the layer's activation, or comes
+    out of a layer that has none.
+
+    Args:
+        layer: A built layer.
+
+    Attributes:
+        layer: The layer.
+        kernel: The variable whose rows a multiplies.
+        bias: The variable that is added, or None.
+    """
+
+    def __init__(self, layer):
+        self.layer = layer
+        self.kernel = self.find_kernel(layer)
+        self.bias = getattr(layer, "bias", None)
+
+    def find_kernel(self, layer):
+        """Returns the layer's kernel, a variable."""
+        return layer.kernel
+
+    @property
+    def variables(self):
+        """The variables that W consists of."""
+        return [self.kernel] if self.bias is None else [self.kernel, self.bias]
+
+    @property
+    def shape(self):
+        """The shape of the kernel as a matrix, `(*lead, n, m)`, the bias left out.
+
+        Leading axes are those of many matrices, each with rows of its own.
+        """
+        *rows, m = self.kernel.shape
+        return (_product(rows), m)
+
+    def rows(self, inputs):
+        """Returns what the kernel multiplies, `[*lead, N, R, n]`.
+
+        Args:
+            inputs: What the layer is given.
+
+        Returns:
+            Tensor with the N examples and the R positions at which the layer is applied
+            to each.
+        """
+        return _positions(inputs)
+
+    def derivatives(self, derivatives):
+        """Returns the derivatives by s as rows, `[*lead, N, R, m]`.
+
+        Args:
+            derivatives: Those by the layer's output before its activation.
+        """
+        return _positions(derivatives)
+
+    def matrix(self, kernel):
+        """Returns a tensor of the kernel's shape as a matrix."""
+        return ops.reshape(kernel, self.shape)
+
+    def kernel_of(self, matrix):
+        """Returns a matrix as a tensor of the kernel's shape."""
+        return ops.reshape(matrix, self.kernel.shape)
+
+    # What follows from these.
+
+    @property
+    def full_shape(self):
+        """The shape of W, with the bias's row."""
+        *lead, n, m = self.shape
+        return (*lead, n + (self.bias is not None), m)
+
+    def join(self, tensors):
+        """Returns tensors like the variables as one like W."""
+        matrix = self.matrix(tensors[0])
+        if self.bias is None:
+            return matrix
+        row = ops.reshape(tensors[1], (*matrix.shape[:-2], 1, matrix.shape[-1]))
+        return ops.concatenate([matrix, row], axis=-2)
+
+    def split(self, matrix):
+        """Returns a tensor like W as tensors like the variables."""
+        if self.bias is None:
+            return [self.kernel_of(matrix)]
+        bias = ops.reshape(matrix[..., -1, :], self.bias.shape)
+        return [self.kernel_of(matrix[..., :-1, :]), bias]
+
+    def full_rows(self, inputs):
+        """Returns a, with a 1 for the bias."""
+        a = self.rows(inputs)
+        if self.bias is None:
+            return a
+        return ops.concatenate([a, ops.ones_like(a[..., :1])], axis=-1)
+
+
+def _positions(x):
+    """A tensor `[N, ..., n]` as `[N, R, n]`."""
+    middle = [size for size in x.shape[1:-1]]
+    if None in middle:
+        return ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))
+    return ops.reshape(x, (-1, _product(middle), x.shape[-1]))
+
+
+def _product(sizes):
+    product = 1
+    for size in sizes:
+        product *= size
+    return product

@@ -1,0 +1,63 @@
+"""Damped inverses of Kronecker factors."""
+
+import keras
+from keras import ops
+
+_EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
+
+
+def factored_damping(a, g, damping):
+    """Splits a damping λ between the factors A and G (factored Tikhonov).
+
+    Of A ⊗ G + λ I the part that is not a Kronecker product is shared out so that the
+    error is small whatever the scales of A and G:
+
+        A + π √λ I   and   G + √λ / π I,   π² = (tr A / dim A) / (tr G / dim G).
+
+    A factor times any number and the other one divided by it are damped alike. With a
+    trace of zero there is no such ratio, and π is 1.
+
+    Args:
+        a: A, `[..., n, n]`.
+        g: G, `[..., m, m]`.
+        damping: λ, a scalar.
+
+    Returns:
+        Pair of what is added to the diagonals, of the shapes `[...]`.
+    """
+    of_a, of_g = _mean_diagonal(a), _mean_diagonal(g)
+    known = ops.logical_and(of_a > 0, of_g > 0)
+    # Two roots, for the ratio of the largest to the smallest number overflows.
+    root = ops.sqrt(ops.where(known, of_a, 1)) / ops.sqrt(ops.where(known, of_g, 1))
+    damping = ops.sqrt(ops.cast(damping, a.dtype))
+    return root * damping, damping / root
+
+
+def damped_inverse(matrix, damping):
+    """Inverts a symmetric matrix, no eigenvalue of which is below 0, plus d I.
+
+    If d is less than what rounding may have made of the matrix's smallest eigenvalue,
+    which is ε times the largest and so at most ε times the trace, that is added in its
+    place: the inverse exists, where Cholesky's decomposition would fail or give NaN.
+
+    Args:
+        matrix: `[..., n, n]`.
+        damping: d, `[...]`.
+
+    Returns:
+        Tensor of the matrix's shape.
+    """
+    n = matrix.shape[-1]
+    epsilon = _EPSILON[keras.backend.standardize_dtype(matrix.dtype)]
+    least = epsilon * n * _mean_diagonal(matrix)
+    damping = ops.maximum(damping, least)
+    identity = ops.eye(n, dtype=matrix.dtype)
+    lower = ops.cholesky(matrix + damping[..., None, None] * identity)
+    root = ops.solve_triangular(
+        lower, ops.broadcast_to(identity, matrix.shape), lower=True
+    )
+    return ops.matmul(ops.swapaxes(root, -1, -2), root)
+
+
+def _mean_diagonal(matrix):
+    return ops.mean(ops.diagonal(matrix, axis1=-2, axis2=-1), axis=-1)

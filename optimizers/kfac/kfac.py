@@ -1,0 +1,622 @@
+"""K-FAC, an optimizer that divides gradients by a model's curvature."""
+
+import warnings
+import weakref
+from types import SimpleNamespace
+
+import keras
+from keras import ops
+
+from ...layers.ops.arguments import integer, is_number, positive, rate
+from ...layers.ops.gradient import gradients
+from ...layers.ops.random import nth_seed, seed_pair
+from ..lookahead.nesting import nested
+from . import blocks  # noqa: F401 (They register themselves.)
+from .approximations.diagonal import Diagonal
+from .approximations.kronecker import Kronecker
+from .attachment import observe_batches
+from .blocks.base import find_block
+from .fisher import KINDS, terms_of
+from .part import Part, tensors
+from .taps import SCALE, tapped
+
+SHARINGS = ("expand", "reduce")
+Schedule = keras.optimizers.schedules.LearningRateSchedule
+
+
+@keras.saving.register_keras_serializable(package="kzoo")
+class KFAC(keras.optimizers.Optimizer):
+    """K-FAC: natural gradients, from Kronecker factors of the curvature.
+
+    For the matrix W of a layer, which multiplies rows a that end in 1, s = a W, the
+    curvature of the loss h (its Fisher information, which is its generalized
+    Gauss-Newton matrix) is approximated by a Kronecker product of two small matrices,
+
+        F ≈ A ⊗ G,   A = E[aᵀ a],   G = E[gᵀ g],   g = ∂(-log p(y|x)) / ∂s,
+
+    with labels y drawn from the distribution that the model predicts. The update is
+
+        U = (A + π √λ I)⁻¹ ∇W (G + √λ / π I)⁻¹,   π² = (tr A / dim A) / (tr G / dim G)
+        ν = min(1, √(c / (η² Σ Uᵀ∇h)))
+        M ← μ M - η ν U,   W ← W + M
+
+    with the `learning_rate` η, `damping` λ, `momentum` μ and `norm_constraint` c
+    (without one ν is 1). A and G are averages over the batches k = 1, 2, ...:
+
+        A ← ε A + (1 - ε) A_batch,   ε = min(1 - 1/k, `factor_decay`),
+
+    so that the first batch's stand as they are.
+
+    Give it the model, then `compile` and `fit` as ever:
+
+        model.compile(optimizer=KFAC(model, learning_rate=0.01), loss=...)
+        model.fit(...)
+
+    It reads the likelihood from the loss: cross-entropies, categorical or binary, and
+    the mean squared error. At a step that updates factors, which `factor_update_period`
+    sets, the model is run once more, on the same batch, and differentiated by values
+    that have no part in the model (see taps.py). The model's own gradients, batch
+    statistics and random numbers are not touched by that; and what is done to gradients
+    (loss scaling, clipping, accumulation, moving averages) does not touch the factors.
+    Over batches whose gradients are accumulated the factors are averaged.
+
+    The model has no weight or layer more than without. A saved model keeps the factors
+    with the other state of its optimizer. A file cannot hold the tie between the two,
+    so after loading, one call makes training go on as if it had not stopped:
+
+        model = keras.saving.load_model("model.keras")
+        KFAC.resume(model)
+
+    Weights of layers without a `CurvatureBlock` are divided by a diagonal curvature,
+    D + λ, estimated from the square of the sampled loss's gradient; which layers those
+    are is printed once.
+
+    ℓ2 regularizers are part of the loss; `weight_decay` is apart from it and from the
+    curvature, W ← W - η (weight decay) W. Polyak's average is Keras's `use_ema=True`.
+    Factors with numbers that are not finite are left out, and counted in
+    `skipped_updates`. Factors and inverses are in float32 whatever the dtype policy.
+
+    Reference: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored
+    Approximate Curvature", 2015. https://arxiv.org/abs/1503.05671
+
+    Args:
+        model: The model it will train, built or not. (None for one that gets its model
+            by `attach`.)
+        learning_rate: η, a number, schedule or callable.
+        damping: λ, above 0, a number or a schedule.
+        momentum: μ, from 0 to below 1, a number or a schedule.
+        norm_constraint: c, above 0, a number or a schedule; None for no constraint.
+        factor_decay: The largest ε.
+        factor_update_period: Updates from one measurement of the factors to the next.
+        inverse_update_period: Updates from one inversion of the factors to the next;
+            the first three updates have theirs too.
+        fisher: `"sampled"` draws labels from the model. `"empirical"` takes the true
+            ones, which is another matrix, and not a curvature. `"exact"` takes all
+            labels there may be: it runs C copies of the batch through the model, with C
+            the size of its one output's last axis.
+        sharing: For layers that are applied at many positions of an example. With
+            `"expand"` every position is as an example of its own. `"reduce"` is for
+            models that average over positions before the loss: a is averaged over
+            them, and g summed.
+        seed: An integer, for the same labels again, or None.
+        name: The optimizer's name.
+        **kwargs: Keras's arguments, such as `weight_decay`, `clipnorm`, `use_ema` and
+            `gradient_accumulation_steps`.
+
+    Raises:
+        ValueError: If an argument is out of range; when training, if the loss's
+            likelihood is not known, or the optimizer has no model (see `resume`).
+
+    Example:
+
+    >>> import keras
+    >>> import numpy as np
+    >>> from kzoo.optimizers import KFAC
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(KFAC(model, learning_rate=1.0, momentum=0.0, damping=1e-6), "mse")
+    >>> x = np.random.default_rng(0).normal(size=(32, 3)).astype("float32")
+    >>> y = x @ np.array([[1.0], [-2.0], [3.0]], "float32") + 4
+    >>> loss = model.train_on_batch(x, y)  # One step solves linear regression.
+    >>> print(round(model.evaluate(x, y, verbose=0), 3) < 0.5)
+    True
+    """
+
+    def __init__(
+        self,
+        model,
+        learning_rate=0.01,
+        damping=0.01,
+        momentum=0.9,
+        norm_constraint=None,
+        factor_decay=0.95,
+        factor_update_period=1,
+        inverse_update_period=10,
+        fisher="sampled",
+        sharing="expand",
+        seed=None,
+        name="KFAC",
+        **kwargs,
+    ):
+        if model is not None and not isinstance(model, keras.Model):
+            raise ValueError(f"expected a keras.Model. Received: model={model!r}")
+        if is_number(learning_rate):
+            learning_rate = float(learning_rate)
+        super().__init__(learning_rate=learning_rate, name=name, **kwargs)
+        if isinstance(damping, Schedule):
+            self._damping = damping
+        else:
+            self._damping = self.add_variable(
+                (),
+                keras.initializers.Constant(positive("damping", damping)),
+                "float32",
+                aggregation="only_first_replica",
+                name="damping",
+            )
+        self.momentum = _number_or_schedule(rate, "momentum", momentum)
+        self.norm_constraint = None
+        if norm_constraint is not None:
+            self.norm_constraint = _number_or_schedule(
+                positive, "norm_constraint", norm_constraint
+            )
+        self.factor_decay = rate("factor_decay", factor_decay)
+        self.factor_update_period = integer(
+            "factor_update_period", factor_update_period
+        )
+        self.inverse_update_period = integer(
+            "inverse_update_period", inverse_update_period
+        )
+        self.fisher = _one_of("fisher", fisher, KINDS)
+        self.sharing = _one_of("sharing", sharing, SHARINGS)
+        self.seed = seed
+        # What is not for Keras to save, which walks through attributes.
+        self._hidden = SimpleNamespace(
+            model=None,
+            seeds=keras.random.SeedGenerator(seed, name="seed"),
+            parts=[],
+            layout=None,
+        )
+        self._track_variable(self._hidden.seeds.state)
+        self._updates = self._add_state("factor_updates", (), "int32")
+        self._skipped = self._add_state("skipped_updates", (), "int32")
+        self._summed = self._add_state("summed_batches", (), "int32")
+        self._curvature = []
+        if model is not None:
+            self.attach(model)
+
+    # The model.
+
+    def attach(self, model):
+        """Gives the optimizer the model that it trains.
+
+        Args:
+            model: A Keras model.
+
+        Returns:
+            The optimizer.
+        """
+        self._hidden.model = weakref.ref(model)
+        observe_batches(model)
+        if self.built:
+            self._find_parts(self._trainable_variables)
+            self._add_curvature()
+        return self
+
+    @classmethod
+    def resume(cls, model):
+        """Ties a model that has been loaded to its optimizer, with all its factors.
+
+        Args:
+            model: A compiled model whose optimizer is a KFAC, or has one inside.
+
+        Returns:
+            That KFAC.
+
+        Raises:
+            ValueError: If there is none, or it was saved with another model.
+        """
+        optimizer = getattr(model, "optimizer", None)
+        for part in nested(optimizer) if optimizer is not None else ():
+            if isinstance(part, cls):
+                return part.attach(model)
+        raise ValueError(
+            f"expected a model that is compiled with {cls.__name__}. Received: "
+            f"optimizer={optimizer!r}"
+        )
+
+    @property
+    def model(self):
+        """The model it is attached to, or None."""
+        return self._hidden.model and self._hidden.model()
+
+    def observes(self, model):
+        """Whether it is attached to the model."""
+        return self.model is model
+
+    # State.
+
+    def build(self, variables):
+        """Makes the momenta and the curvature's state.
+
+        Args:
+            variables: A list of the variables that will be trained.
+        """
+        if self.built:
+            return
+        variables = list(variables)
+        super().build(variables)
+        self._momentums = self.add_optimizer_variables(variables, "momentum")
+        if self.model is not None:
+            self._find_parts(variables)
+        if self._hidden.layout is not None:
+            self._add_curvature()
+
+    def _find_parts(self, variables):
+        """Finds the model's blocks, and the weights that have none."""
+        trained = {self._var_key(variable) for variable in variables}
+        accumulates = bool(self.gradient_accumulation_steps)
+        parts, known = [], set()
+        for layer in self.model._flatten_layers():
+            block = find_block(layer)
+            keys = {self._var_key(v) for v in block.variables} if block else set()
+            if keys and keys <= trained and not keys & known:
+                known |= keys
+                approximation = Kronecker(block.full_shape, self.sharing)
+                parts.append(Part(block.variables, approximation, block, accumulates))
+        others = [v for v in variables if self._var_key(v) not in known]
+        if others:
+            warnings.warn(
+                "KFAC knows no CurvatureBlock for these weights, and takes a diagonal "
+                f"curvature: {', '.join(v.path for v in others)}"
+            )
+        parts += [Part([v], Diagonal(v.shape), None, accumulates) for v in others]
+        layout = [entry for part in parts for entry in part.layout()]
+        shapes = [entry[1:] for entry in self._hidden.layout or layout]
+        if shapes != [entry[1:] for entry in layout]:
+            raise ValueError(
+                "expected the model that the optimizer was saved with, whose curvature "
+                f"is {self._hidden.layout}. Received: {self.model.name}, with {layout}"
+            )
+        self._hidden.parts, self._hidden.layout = parts, layout
+
+    def _add_curvature(self):
+        """Makes the variables of the layout, unless they have been made."""
+        if not self._curvature:
+            self._curvature = [self._add_state(*e) for e in self._hidden.layout]
+        state = iter(self._curvature)
+        for part in self._hidden.parts:
+            part.take(state)
+
+    def _add_state(self, name, shape, dtype):
+        # Each replica sees its own part of a batch: factors are the mean of theirs.
+        aggregation = "mean" if "float" in dtype else "only_first_replica"
+        return self.add_variable(
+            tuple(shape), "zeros", dtype, aggregation=aggregation, name=name
+        )
+
+    # The curvature of batches.
+
+    def observe(self, x, y=None, sample_weight=None):
+        """Measures the factors on a batch, if an update of them is due.
+
+        `fit` and `train_on_batch` call it before every step; call it in training loops
+        of your own.
+
+        Args:
+            x: What the model is given.
+            y: Labels, which only `fisher="empirical"` reads.
+            sample_weight: Weights of the examples, as in `fit`.
+        """
+        seed = seed_pair(self._hidden.seeds)
+        parts = self._hidden.parts
+        if self.gradient_accumulation_steps:
+            kept = [v for part in parts for v in part.sums]
+            counts = [self._summed, self._skipped]
+        else:
+            kept = [v for part in parts for v in part.factors]
+            counts = [self._updates, self._skipped]
+        old = tensors([*counts, *kept])
+
+        def measure():
+            batch = self._measure(x, y, sample_weight, seed)
+            return self._add_batch(batch, *old)
+
+        due = self._due(self.factor_update_period)
+        _assign([*counts, *kept], _where_due(due, measure, old))
+
+    def _measure(self, x, y, sample_weight, seed):
+        """Returns the factors of a batch, part by part in one list."""
+        model, parts = self.model, self._hidden.parts
+        with_block = [part for part in parts if part.block]
+        without = [part.variables[0] for part in parts if not part.block]
+        zeros = [part.zeros() for part in with_block]
+        trainable = {id(v): ops.convert_to_tensor(v) for v in model.trainable_variables}
+        other = tensors(model.non_trainable_variables)
+        terms = terms_of(model)
+        if self.fisher == "exact":
+            x = _copies(model, x)
+        arguments = {"training": True} if model._call_has_training_arg else {}
+
+        def f(*values):
+            values = list(values)
+            taps = [[values.pop(0) for _ in tensors] for tensors in zeros]
+            weights = {**trainable, **dict(zip(map(id, without), values, strict=True))}
+            with tapped(
+                [part.block for part in with_block],
+                [part.approximation for part in with_block],
+                taps,
+            ):
+                # Nothing that the call changes, such as batch statistics, is kept.
+                outputs, _ = model.stateless_call(
+                    list(weights.values()), other, x, **arguments
+                )
+            return SCALE * self._f(terms, outputs, y, sample_weight, seed)
+
+        values = [tensor for tensors in zeros for tensor in tensors]
+        values += [trainable[id(variable)] for variable in without]
+        found = gradients(f, values)
+        factors = []
+        for part, tensors_of in zip(with_block, zeros, strict=True):
+            statistics = [found.pop(0) for _ in tensors_of]
+            factors += part.approximation.average(*statistics)
+        for part in parts[len(with_block) :]:
+            gradient = ops.cast(found.pop(0), part.dtype) / SCALE
+            factors += part.approximation.average(gradient)
+        return factors
+
+    def _f(self, terms, outputs, y, sample_weight, seed):
+        """Returns f of all outputs."""
+        outputs = keras.tree.flatten(outputs)
+        labels = keras.tree.flatten(y) if y is not None else [None] * len(outputs)
+        weights = keras.tree.flatten(sample_weight)
+        if len(weights) != len(outputs):
+            weights = weights * len(outputs)
+        total = 0.0
+        for i, term in enumerate(terms):
+            if term is not None:
+                total = total + term.f(
+                    self.fisher, outputs[i], labels[i], weights[i], nth_seed(seed, i)
+                )
+        return total
+
+    def _add_batch(self, batch, count, skipped, *old):
+        """Returns the counts and factors after a batch."""
+        finite = ops.all(ops.stack([ops.all(ops.isfinite(b)) for b in batch]))
+        count_now = count + ops.cast(finite, count.dtype)
+        if self.gradient_accumulation_steps:
+            new = [o + b for o, b in zip(old, batch, strict=True)]
+        else:
+            new = self._average(count_now, old, batch)
+        new = [ops.where(finite, n, o) for n, o in zip(new, old, strict=True)]
+        return [count_now, skipped + 1 - ops.cast(finite, skipped.dtype), *new]
+
+    def _average(self, k, old, batch):
+        """Returns ε A + (1 - ε) A_batch, with 1 - ε = max(1/k, 1 - decay)."""
+        part = 1 / ops.cast(ops.maximum(k, 1), "float32")
+        part = ops.maximum(part, 1 - self.factor_decay)
+        return [
+            o + ops.cast(part, o.dtype) * (b - o)
+            for o, b in zip(old, batch, strict=True)
+        ]
+
+    def _average_sums(self):
+        """Averages in what the batches have summed whose gradients accumulated."""
+        parts = self._hidden.parts
+        factors = [v for part in parts for v in part.factors]
+        sums = [v for part in parts for v in part.sums]
+        count = ops.convert_to_tensor(self._summed)
+        some = count > 0
+        k = self._updates + ops.cast(some, "int32")
+        mean = [s / ops.cast(ops.maximum(count, 1), s.dtype) for s in tensors(sums)]
+        old = tensors(factors)
+        new = self._average(k, old, mean)
+        new = [ops.where(some, n, o) for n, o in zip(new, old, strict=True)]
+        _assign([self._updates, *factors], [k, *new])
+        _assign([self._summed, *sums], [0, *map(ops.zeros_like, mean)])
+
+    def _refresh(self):
+        """Inverts the factors, if that is due."""
+        parts = self._hidden.parts
+        caches = [v for part in parts for v in part.caches]
+        damping = self._value(self._damping)
+
+        def invert():
+            return [
+                cache
+                for part in parts
+                for cache in part.approximation.refresh(*tensors(part.factors), damping)
+            ]
+
+        due = self._due(self.inverse_update_period, first=3)
+        _assign(caches, _where_due(due, invert, tensors(caches)))
+
+    def _due(self, period, first=0):
+        """Whether something is due that comes after so many updates; True if always."""
+        if period == 1:
+            return True
+        iterations = ops.convert_to_tensor(self.iterations)
+        due = ops.equal(ops.mod(iterations, period), 0)
+        return ops.logical_or(due, iterations < first) if first else due
+
+    # Updates.
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate):
+        if self.model is None:
+            raise ValueError(
+                "expected a KFAC that knows its model: call KFAC.resume(model) after "
+                "loading one. Received: a KFAC without a model"
+            )
+        grads, replicas = _reduced(grads)
+        if self.gradient_accumulation_steps:
+            self._average_sums()
+        self._refresh()
+        steps = self._precondition(grads, trainable_variables)
+        size = self._norm_scale(steps, grads, learning_rate) / replicas
+        steps = [ops.cast(size, step.dtype) * step for step in steps]
+        super()._backend_update_step(steps, trainable_variables, learning_rate)
+
+    def _precondition(self, grads, variables):
+        """Returns U for each gradient."""
+        given = {
+            self._var_key(v): ops.convert_to_tensor(g)
+            for g, v in zip(grads, variables, strict=True)
+        }
+        damping = self._value(self._damping)
+        steps = {}
+        for part in self._hidden.parts:
+            keys = [self._var_key(variable) for variable in part.variables]
+            if any(key in given for key in keys):
+                found = part.precondition([given.get(key) for key in keys], damping)
+                steps.update(zip(keys, found, strict=True))
+        return [steps[self._var_key(variable)] for variable in variables]
+
+    def _norm_scale(self, steps, grads, learning_rate):
+        """Returns ν, which bounds η² Uᵀ F U, for which stands η² Uᵀ ∇h."""
+        if self.norm_constraint is None:
+            return 1.0
+        square = sum(
+            ops.sum(step * ops.cast(g, step.dtype))
+            for step, g in zip(steps, grads, strict=True)
+        ) * ops.square(ops.cast(learning_rate, steps[0].dtype))
+        c = ops.cast(self._value(self.norm_constraint), square.dtype)
+        return ops.sqrt(ops.minimum(1.0, c / ops.maximum(square, c * 1e-12)))
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Moves a variable by M ← μ M - η U.
+
+        Args:
+            gradient: U.
+            variable: The variable.
+            learning_rate: η.
+        """
+        m = self._momentums[self._get_variable_index(variable)]
+        mu = ops.cast(self._value(self.momentum), m.dtype)
+        step = ops.cast(learning_rate, m.dtype) * ops.cast(gradient, m.dtype)
+        self.assign(m, mu * m - step)
+        self.assign_add(variable, ops.cast(m, variable.dtype))
+
+    # Arguments.
+
+    def _value(self, argument):
+        """The value at this step of a number, variable or schedule."""
+        return argument(self._iterations) if callable(argument) else argument
+
+    @property
+    def damping(self):
+        """λ; assignable if it is no schedule."""
+        return self._value(self._damping)
+
+    @damping.setter
+    def damping(self, damping):
+        if isinstance(self._damping, Schedule):
+            raise TypeError("a damping that is a schedule cannot be assigned to")
+        self._damping.assign(damping)
+
+    @property
+    def factors(self):
+        """The averaged factors, by the path of the first weight that they are of."""
+        return {
+            part.variables[0].path: dict(
+                zip(part.approximation.factors, part.factors, strict=True)
+            )
+            for part in self._hidden.parts
+            if self.built
+        }
+
+    @property
+    def skipped_updates(self):
+        """How many batches were left out whose factors were not finite."""
+        return int(self._skipped.numpy())
+
+    def get_config(self):
+        """Returns the constructor's arguments but the model, and the state's layout."""
+        arguments = {
+            "damping": self._damping,
+            "momentum": self.momentum,
+            "norm_constraint": self.norm_constraint,
+        }
+        for name, value in arguments.items():
+            if isinstance(value, Schedule):
+                arguments[name] = keras.optimizers.schedules.serialize(value)
+            elif value is not None:
+                arguments[name] = float(value)
+        return {
+            **super().get_config(),
+            **arguments,
+            "model": None,
+            "factor_decay": self.factor_decay,
+            "factor_update_period": self.factor_update_period,
+            "inverse_update_period": self.inverse_update_period,
+            "fisher": self.fisher,
+            "sharing": self.sharing,
+            "seed": self.seed,
+            "layout": self._hidden.layout,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Makes an optimizer, without its model, from what `get_config` returns."""
+        config = dict(config)
+        layout = config.pop("layout", None)
+        for name, value in config.items():
+            if isinstance(value, dict):
+                config[name] = keras.saving.deserialize_keras_object(
+                    value, custom_objects=custom_objects
+                )
+        optimizer = cls(**config)
+        optimizer._hidden.layout = layout
+        return optimizer
+
+
+def _copies(model, x):
+    """Returns a batch C times, with C the size of the last axis of the output."""
+    spec = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x)
+    outputs = keras.tree.flatten(model.compute_output_spec(spec))
+    if len(outputs) != 1:
+        raise ValueError(
+            'fisher="exact" expects a model with one output. Received: '
+            f"{model.name}, with {len(outputs)}"
+        )
+    size = outputs[0].shape[-1]
+    return keras.tree.map_structure(
+        lambda t: ops.tile(t, (size, *(1,) * (len(t.shape) - 1))), x
+    )
+
+
+def _where_due(due, new, old):
+    """Returns `new()` if `due` is true, else `old`."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        # Run eagerly, a conditional would be compiled anew each time.
+        if not isinstance(due, jax.core.Tracer):
+            return new() if due else old
+    return new() if due is True else ops.cond(due, new, lambda: old)
+
+
+def _assign(variables, values):
+    for variable, value in zip(variables, values, strict=True):
+        variable.assign(value)
+
+
+def _reduced(grads):
+    """Returns gradients summed over TensorFlow's replicas, and how many there are."""
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        context = tf.distribute.get_replica_context()
+        if context is not None and context.num_replicas_in_sync > 1:
+            grads = context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads))
+            return grads, context.num_replicas_in_sync
+    return grads, 1
+
+
+def _number_or_schedule(check, name, value):
+    return value if isinstance(value, Schedule) else check(name, value)
+
+
+def _one_of(name, value, choices):
+    if value not in choices:
+        raise ValueError(
+            f"expected `{name}` to be one of {choices}. Received: {name}={value!r}"
+        )
+    return value
