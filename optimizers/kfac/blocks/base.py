@@ -1,5 +1,7 @@
 """A layer's weights as one matrix, and which layers have such a block."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -92,7 +94,7 @@ class CurvatureBlock:
         Leading axes are those of many matrices, each with rows of its own.
         """
         *rows, m = self.kernel.shape
-        return (_product(rows), m)
+        return (math.prod(rows), m)
 
     def rows(self, inputs):
         """Returns what the kernel multiplies, `[*lead, N, R, n]`.
@@ -104,7 +106,7 @@ class CurvatureBlock:
             Tensor with the N examples and the R positions at which the layer is applied
             to each.
         """
-        return _positions(inputs)
+        return positions(inputs)
 
     def derivatives(self, derivatives):
         """Returns the derivatives by s as rows, `[*lead, N, R, m]`.
@@ -112,7 +114,7 @@ class CurvatureBlock:
         Args:
             derivatives: Those by the layer's output before its activation.
         """
-        return _positions(derivatives)
+        return positions(derivatives)
 
     def matrix(self, kernel):
         """Returns a tensor of the kernel's shape as a matrix."""
@@ -153,16 +155,9 @@ class CurvatureBlock:
         return ops.concatenate([a, ops.ones_like(a[..., :1])], axis=-1)
 
 
-def _positions(x):
+def positions(x):
     """A tensor `[N, ..., n]` as `[N, R, n]`."""
-    middle = [size for size in x.shape[1:-1]]
+    middle = x.shape[1:-1]
     if None in middle:
         return ops.reshape(x, (ops.shape(x)[0], -1, x.shape[-1]))
-    return ops.reshape(x, (-1, _product(middle), x.shape[-1]))
-
-
-def _product(sizes):
-    product = 1
-    for size in sizes:
-        product *= size
-    return product
+    return ops.reshape(x, (-1, math.prod(middle), x.shape[-1]))

@@ -200,21 +200,19 @@ def test_factors_that_are_not_finite_are_left_out_and_counted():
 
 
 def test_over_accumulated_batches_factors_are_averaged():
-    halves, y = [inputs(4, seed=0), inputs(4, seed=1)], labels(4, "gaussian")
-    each = [factors(observed(network(), x)) for x in halves]
+    batches, y = [inputs(4, seed=seed) for seed in range(5)], labels(4, "gaussian")
+    each = [factors(observed(network(), x)) for x in batches]
     model = network()
     optimizer = compiled(
         model, learning_rate=0.0, gradient_accumulation_steps=2, clipnorm=1e-3
     )
-    for update in range(2):
-        for x in halves if update == 0 else halves[:1]:
-            model.train_on_batch(x, y)
-        # After the second update's first batch all is as after the first update.
-        for found, pairs in zip(
-            factors(optimizer), zip(*each, strict=True), strict=True
-        ):
-            for f, first, second in zip(found, *pairs, strict=True):
-                np.testing.assert_allclose(f, (first + second) / 2, rtol=1e-5)
+    # After 1, 2, ... batches, the average of those before the last update.
+    for done, averaged in enumerate((0, 2, 2, 4, 4)):
+        model.train_on_batch(batches[done], y)
+        for i, found in enumerate(factors(optimizer)):
+            for j in range(2) if averaged else ():
+                expected = np.mean([one[i][j] for one in each[:averaged]], axis=0)
+                np.testing.assert_allclose(found[j], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_the_loss_scale_does_not_touch_the_factors():
@@ -467,6 +465,12 @@ def test_weights_without_a_block_have_a_diagonal_curvature():
     ((d,),) = factors(optimizer)
     ratio = np.mean(d / (2 / 500 * x[0] ** 2))
     assert abs(ratio - 1) < 4 * np.sqrt(2 / 500)
+    # The step is the gradient divided by D + λ.
+    weights = model.trainable_variables
+    before, gradient = weights[0].numpy(), np.linspace(-1, 1, 500, dtype="float32")
+    optimizer.apply([ops.convert_to_tensor(gradient)], weights)
+    expected = -0.01 * gradient / (d + 0.01)
+    np.testing.assert_allclose(weights[0].numpy() - before, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrapped", [False, True])
