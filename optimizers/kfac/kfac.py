@@ -12,14 +12,14 @@ from ...layers.ops.gradient import gradients
 from ...layers.ops.random import nth_seed, seed_pair
 from ..lookahead.nesting import nested
 from . import blocks  # noqa: F401 (They register themselves.)
-from .approximations.diagonal import Diagonal
-from .approximations.kronecker import Kronecker
+from .approximations.diagonal import DiagonalOfSum
 from .attachment import observe_batches
 from .blocks.base import find_block
 from .fisher import KINDS, terms_of
 from .part import Part, tensors
 from .taps import SCALE, tapped
 
+APPROXIMATIONS = ("kronecker", "ekfac", "diagonal")
 SHARINGS = ("expand", "reduce")
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -94,6 +94,9 @@ class KFAC(keras.optimizers.Optimizer):
             ones, which is another matrix, and not a curvature. `"exact"` takes all
             labels there may be: it runs C copies of the batch through the model, with C
             the size of its one output's last axis.
+        approximation: `"kronecker"`; `"ekfac"`, in which A and G give the basis only,
+            and the curvature along it is measured from single examples' gradients; or
+            `"diagonal"`, of the weights as they are.
         sharing: For layers that are applied at many positions of an example. With
             `"expand"` every position is as an example of its own. `"reduce"` is for
             models that average over positions before the loss: a is averaged over
@@ -132,6 +135,7 @@ class KFAC(keras.optimizers.Optimizer):
         factor_update_period=1,
         inverse_update_period=10,
         fisher="sampled",
+        approximation="kronecker",
         sharing="expand",
         seed=None,
         name="KFAC",
@@ -166,6 +170,7 @@ class KFAC(keras.optimizers.Optimizer):
             "inverse_update_period", inverse_update_period
         )
         self.fisher = _one_of("fisher", fisher, KINDS)
+        self.approximation = _one_of("approximation", approximation, APPROXIMATIONS)
         self.sharing = _one_of("sharing", sharing, SHARINGS)
         self.seed = seed
         # What is not for Keras to save, which walks through attributes.
@@ -257,10 +262,11 @@ class KFAC(keras.optimizers.Optimizer):
         parts, known = [], set()
         for layer in self.model._flatten_layers():
             block = find_block(layer)
-            keys = {self._var_key(v) for v in block.variables} if block else set()
+            kind = block and block.approximations.get(self.approximation)
+            keys = {self._var_key(v) for v in block.variables} if kind else set()
             if keys and keys <= trained and not keys & known:
                 known |= keys
-                approximation = Kronecker(block.full_shape, self.sharing)
+                approximation = kind(block.full_shape, self.sharing)
                 parts.append(Part(block.variables, approximation, block, accumulates))
         others = [v for v in variables if self._var_key(v) not in known]
         if others:
@@ -268,7 +274,7 @@ class KFAC(keras.optimizers.Optimizer):
                 "KFAC knows no CurvatureBlock for these weights, and takes a diagonal "
                 f"curvature: {', '.join(v.path for v in others)}"
             )
-        parts += [Part([v], Diagonal(v.shape), None, accumulates) for v in others]
+        parts += [Part([v], DiagonalOfSum(v.shape), None, accumulates) for v in others]
         layout = [entry for part in parts for entry in part.layout()]
         shapes = [entry[1:] for entry in self._hidden.layout or layout]
         if shapes != [entry[1:] for entry in layout]:
@@ -329,6 +335,7 @@ class KFAC(keras.optimizers.Optimizer):
         with_block = [part for part in parts if part.block]
         without = [part.variables[0] for part in parts if not part.block]
         zeros = [part.zeros() for part in with_block]
+        caches = [tensors(part.caches) for part in with_block]
         trainable = {id(v): ops.convert_to_tensor(v) for v in model.trainable_variables}
         other = tensors(model.non_trainable_variables)
         terms = terms_of(model)
@@ -340,11 +347,7 @@ class KFAC(keras.optimizers.Optimizer):
             values = list(values)
             taps = [[values.pop(0) for _ in tensors] for tensors in zeros]
             weights = {**trainable, **dict(zip(map(id, without), values, strict=True))}
-            with tapped(
-                [part.block for part in with_block],
-                [part.approximation for part in with_block],
-                taps,
-            ):
+            with tapped(with_block, taps, caches):
                 # Nothing that the call changes, such as batch statistics, is kept.
                 outputs, _ = model.stateless_call(
                     list(weights.values()), other, x, **arguments
@@ -414,20 +417,21 @@ class KFAC(keras.optimizers.Optimizer):
         _assign([self._summed, *sums], [0, *map(ops.zeros_like, mean)])
 
     def _refresh(self):
-        """Inverts the factors, if that is due."""
+        """Makes of the factors what divides gradients, if that is due."""
         parts = self._hidden.parts
-        caches = [v for part in parts for v in part.caches]
+        state = [v for part in parts for v in (*part.factors, *part.caches)]
         damping = self._value(self._damping)
 
-        def invert():
-            return [
-                cache
-                for part in parts
-                for cache in part.approximation.refresh(*tensors(part.factors), damping)
-            ]
+        def refreshed():
+            new = []
+            for part in parts:
+                now = tensors(part.factors), tensors(part.caches)
+                factors, caches = part.approximation.refresh(*now, damping)
+                new += [*factors, *caches]
+            return new
 
         due = self._due(self.inverse_update_period, first=3)
-        _assign(caches, _where_due(due, invert, tensors(caches)))
+        _assign(state, _where_due(due, refreshed, tensors(state)))
 
     def _due(self, period, first=0):
         """Whether something is due that comes after so many updates; True if always."""
@@ -547,6 +551,7 @@ class KFAC(keras.optimizers.Optimizer):
             "factor_update_period": self.factor_update_period,
             "inverse_update_period": self.inverse_update_period,
             "fisher": self.fisher,
+            "approximation": self.approximation,
             "sharing": self.sharing,
             "seed": self.seed,
             "layout": self._hidden.layout,

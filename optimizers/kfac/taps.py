@@ -10,6 +10,7 @@ values themselves could not be got at.
 
 import contextlib
 
+import keras
 from keras import ops
 
 # g is of the order of one example's part of the mean loss: times this, half precision
@@ -18,33 +19,34 @@ SCALE = 1024.0
 
 
 @contextlib.contextmanager
-def tapped(blocks, approximations, zeros):
+def tapped(parts, zeros, caches):
     """A context in which layers' calls have taps.
 
     Args:
-        blocks: List of blocks, whose layers these are.
-        approximations: The approximation of each, which says what to collect.
+        parts: List of parts, whose blocks' layers these are.
         zeros: The list of tensors of each, of the shapes of its statistics.
+        caches: The list of tensors of each, the values of its caches. (In the model's
+            call the optimizer's variables cannot be read.)
     """
     with contextlib.ExitStack() as stack:
-        for parts in zip(blocks, approximations, zeros, strict=True):
-            stack.enter_context(_tapped(*parts))
+        for each in zip(parts, zeros, caches, strict=True):
+            stack.enter_context(_tapped(*each))
         yield
 
 
 @contextlib.contextmanager
-def _tapped(block, approximation, zeros):
-    layer = block.layer
+def _tapped(part, zeros, caches):
+    layer = part.block.layer
     call = layer.call
 
     def tapped_call(inputs, *args, **kwargs):
         activation = vars(layer).get("activation")
         if activation is None:
             outputs = call(inputs, *args, **kwargs)
-            return _tap(block, approximation, inputs, outputs, zeros)
+            return _tap(part, inputs, outputs, zeros, caches)
 
         def tapped_activation(s):
-            return activation(_tap(block, approximation, inputs, s, zeros))
+            return activation(_tap(part, inputs, s, zeros, caches))
 
         with _attribute(layer, "activation", tapped_activation):
             return call(inputs, *args, **kwargs)
@@ -68,20 +70,32 @@ def _attribute(layer, name, value):
             vars(layer)[name] = before
 
 
-def _tap(block, approximation, inputs, outputs, zeros):
-    dtype = zeros[0].dtype
+def _tap(part, inputs, outputs, zeros, caches):
+    block, dtype = part.block, part.dtype
+    weights = block.weights(inputs, getattr(inputs, "_keras_mask", None))
+    if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
+        inputs = ops.cast(inputs, dtype)  # Integers have no gradient, not even 0.
+    others = [inputs, *caches]
+    if weights is not None:
+        others.append(weights)
 
     @ops.custom_gradient
-    def identity(outputs, inputs, *zeros):
+    def identity(outputs, *values):
+        inputs, *caches = values[: 1 + len(part.caches)]
+        counted = None if weights is None else values[len(others) - 1]
+
         def gradient(*args, upstream=None):
             if upstream is None:
                 (upstream,) = args
             a = block.full_rows(ops.cast(inputs, dtype))
             g = block.derivatives(ops.cast(upstream, dtype) / SCALE)
-            weights = ops.ones_like(g[(0,) * (len(g.shape) - 3) + (..., 0)])
-            statistics = approximation.measure(a, g, weights)
-            return upstream, ops.zeros_like(inputs), *statistics
+            if counted is None:
+                count = ops.ones_like(g[(0,) * (len(g.shape) - 3) + (..., 0)])
+            else:
+                count = ops.cast(counted, dtype)
+            found = part.approximation.measure(a, g, count, caches)
+            return upstream, *map(ops.zeros_like, others), *found
 
         return outputs, gradient
 
-    return identity(outputs, inputs, *zeros)
+    return identity(outputs, *others, *zeros)

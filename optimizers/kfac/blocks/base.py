@@ -5,6 +5,10 @@ import math
 import keras
 from keras import ops
 
+from ..approximations.diagonal import Diagonal
+from ..approximations.eigenvalues import EigenvalueCorrected
+from ..approximations.kronecker import Kronecker
+
 _BLOCKS = {}
 
 
@@ -71,7 +75,15 @@ class CurvatureBlock:
         layer: The layer.
         kernel: The variable whose rows a multiplies.
         bias: The variable that is added, or None.
+        approximations: A class of approximations for each name that KFAC takes; its
+            diagonal for those that are missing.
     """
+
+    approximations = {
+        "kronecker": Kronecker,
+        "ekfac": EigenvalueCorrected,
+        "diagonal": Diagonal,
+    }
 
     def __init__(self, layer):
         self.layer = layer
@@ -115,6 +127,20 @@ class CurvatureBlock:
             derivatives: Those by the layer's output before its activation.
         """
         return positions(derivatives)
+
+    def weights(self, inputs, mask):
+        """Returns 1 for positions that count and 0 for others, `[N, R]`.
+
+        Args:
+            inputs: What the layer is given.
+            mask: Its mask, or None.
+
+        Returns:
+            Tensor, or None if all count.
+        """
+        if mask is None or len(mask.shape) != len(inputs.shape) - 1:
+            return None
+        return ops.reshape(ops.cast(mask, "float32"), (ops.shape(mask)[0], -1))
 
     def matrix(self, kernel):
         """Returns a tensor of the kernel's shape as a matrix."""

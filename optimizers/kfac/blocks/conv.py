@@ -33,6 +33,10 @@ class SpatialBlock(CurvatureBlock):
         """Returns the derivatives at every position, group by group."""
         return self.groups_first(derivatives)
 
+    def weights(self, inputs, mask):
+        """Returns None: a patch has no mask."""
+        return None
+
     def matrix(self, kernel):
         """Returns a kernel as a matrix for each group."""
         groups, n, m = self.shape

@@ -567,3 +567,22 @@ def test_resume_needs_a_model_with_it():
     with pytest.raises(ValueError, match="compiled with KFAC"):
         KFAC.resume(model)
     assert attach(model) is model
+
+
+def test_a_transformer_learns():
+    # An embedding, attention, norms, and dense layers at many positions, compiled.
+    x = keras.Input((6,), dtype="int32")
+    h = keras.layers.Embedding(8, 4)(x)
+    attended = keras.layers.MultiHeadAttention(2, 3)(h, h)
+    h = keras.layers.LayerNormalization()(h + attended)
+    model = keras.Model(x, keras.layers.Dense(8)(h))
+    optimizer = KFAC(
+        model, 0.1, norm_constraint=1e-2, approximation="ekfac", fisher="sampled"
+    )
+    data = np.random.default_rng(0).integers(0, 8, (32, 6))
+    with pytest.warns(UserWarning, match="weights.*: [^,]*gamma, [^,]*beta$"):
+        model.compile(optimizer, LOSSES["categorical"], jit_compile=True)
+        losses = [model.train_on_batch(data, data) for _ in range(8)]
+    assert losses[-1] < 0.8 * losses[0]
+    kernels = [v for v in model.trainable_variables if v.name == "kernel"]
+    assert len(kernels) == 5 and {v.path for v in kernels} <= set(optimizer.factors)

@@ -1,0 +1,48 @@
+"""The curvature of a table, whose rows are picked."""
+
+from keras import ops
+
+from ..damping import damped_inverse, factored_damping
+from .kronecker import Kronecker, rows, square
+
+
+class OneHotKronecker(Kronecker):
+    """F ≈ diag(A) ⊗ G: rows a with one 1 and else 0 are orthogonal.
+
+    A holds how often each row of the table is picked. a is the row's number.
+
+    Args:
+        shape: `(rows of the table, m)`.
+        sharing: `"expand"`; nothing else is diagonal.
+    """
+
+    def __init__(self, shape, sharing="expand"):
+        n, m = shape
+        super().__init__(shape)
+        self.factors = {"A": (n,), "G": (m, m)}
+        self.statistics = {**self.factors, "positions": ()}
+        self.caches = {"G_inverse": (m, m)}
+        self.size = n
+
+    def measure(self, a, g, weights, caches):
+        """Returns what one application of the layer adds to the statistics."""
+        numbers = ops.reshape(ops.cast(a, "int32"), (-1,))
+        weights = ops.reshape(weights, (-1,))
+        counts = ops.segment_sum(weights, numbers, num_segments=self.size)
+        return [counts, square(rows(g)), ops.sum(weights)]
+
+    def refresh(self, factors, caches, damping):
+        """Returns the factors and the inverse of G, damped."""
+        a, g = factors
+        _, of_g = self._damping(a, g, damping)
+        return factors, [damped_inverse(g, of_g)]
+
+    def precondition(self, gradient, factors, caches, damping):
+        """Returns U, of the gradient ∇W."""
+        a, g = factors
+        of_a, _ = self._damping(a, g, damping)
+        return ops.matmul(gradient / (a + of_a)[:, None], caches[0])
+
+    def _damping(self, a, g, damping):
+        # Of which π sees the mean only.
+        return factored_damping(ops.mean(a)[None, None], g, damping)

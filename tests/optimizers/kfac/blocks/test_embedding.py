@@ -1,0 +1,47 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kzoo.optimizers import KFAC
+
+
+@pytest.mark.parametrize("mask_zero", [False, True])
+def test_a_table_is_a_dense_layer_of_unit_vectors(mask_zero):
+    ids = np.array([[1, 2, 0], [2, 0, 0], [4, 2, 1], [3, 1, 1]])
+    hot = np.eye(6, dtype="float32")[ids]
+    if mask_zero:
+        hot[ids == 0] = 0
+    table = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
+    if mask_zero:
+        table[0] = 0
+    steps, found = [], []
+    for given, first in (
+        (ids, keras.layers.Embedding(6, 2, mask_zero=mask_zero)),
+        (hot, keras.layers.Dense(2, use_bias=False)),
+    ):
+        last = keras.layers.Dense(
+            2, kernel_initializer=keras.initializers.GlorotNormal(seed=0)
+        )
+        x = keras.Input(given.shape[1:], dtype=given.dtype)
+        h = first(x)
+        # Its own, for Keras would leave masked positions out of the loss.
+        h = keras.layers.Lambda(lambda h: h * 1.0)(h) if mask_zero else h
+        model = keras.Model(x, last(keras.layers.Activation("tanh")(h)))
+        first.set_weights([table])
+        optimizer = KFAC(model, 1.0, damping=0.1, momentum=0.0, fisher="exact", seed=0)
+        model.compile(optimizer, "mse", run_eagerly=True)
+        optimizer.build(model.trainable_variables)
+        optimizer.observe(ops.convert_to_tensor(given))
+        a, g = (v.numpy() for v in next(iter(optimizer.factors.values())).values())
+        found.append((a if a.ndim == 2 else np.diag(a), g))
+        gradients = [ops.ones(v.shape) for v in model.trainable_variables]
+        optimizer.apply(gradients, model.trainable_variables)
+        steps.append(first.get_weights()[0] - table)
+    for one, other in zip(*found, strict=True):
+        scale = 1.0
+        if mask_zero and one.shape == (6, 6):  # The Dense layer counts all positions.
+            scale = (ids != 0).mean()
+        np.testing.assert_allclose(scale * one, other, rtol=1e-5, atol=1e-6)
+    if not mask_zero:
+        np.testing.assert_allclose(steps[0], steps[1], rtol=1e-4)
