@@ -14,7 +14,7 @@ from ..lookahead.nesting import nested
 from . import blocks  # noqa: F401 (They register themselves.)
 from .approximations.diagonal import DiagonalOfSum
 from .attachment import observe_batches
-from .blocks.base import find_block
+from .blocks.base import find_blocks
 from .fisher import KINDS, terms_of
 from .part import Part, tensors
 from .taps import SCALE, tapped
@@ -261,13 +261,14 @@ class KFAC(keras.optimizers.Optimizer):
         accumulates = bool(self.gradient_accumulation_steps)
         parts, known = [], set()
         for layer in self.model._flatten_layers():
-            block = find_block(layer)
-            kind = block and block.approximations.get(self.approximation)
-            keys = {self._var_key(v) for v in block.variables} if kind else set()
-            if keys and keys <= trained and not keys & known:
-                known |= keys
-                approximation = kind(block.full_shape, self.sharing)
-                parts.append(Part(block.variables, approximation, block, accumulates))
+            for block in find_blocks(layer):
+                kind = block.approximations.get(self.approximation)
+                keys = {self._var_key(variable) for variable in block.variables}
+                if kind and keys <= trained and not keys & known:
+                    known |= keys
+                    approximation = kind(block.full_shape, self.sharing)
+                    part = Part(block.variables, approximation, block, accumulates)
+                    parts.append(part)
         others = [v for v in variables if self._var_key(v) not in known]
         if others:
             warnings.warn(
@@ -347,7 +348,7 @@ class KFAC(keras.optimizers.Optimizer):
             values = list(values)
             taps = [[values.pop(0) for _ in tensors] for tensors in zeros]
             weights = {**trainable, **dict(zip(map(id, without), values, strict=True))}
-            with tapped(with_block, taps, caches):
+            with tapped(model, with_block, taps, caches):
                 # Nothing that the call changes, such as batch statistics, is kept.
                 outputs, _ = model.stateless_call(
                     list(weights.values()), other, x, **arguments

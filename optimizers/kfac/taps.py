@@ -13,61 +13,38 @@ import contextlib
 import keras
 from keras import ops
 
+from .blocks.base import attributes
+
 # g is of the order of one example's part of the mean loss: times this, half precision
 # has room for it. A power of 2, so that nothing is rounded.
 SCALE = 1024.0
 
 
 @contextlib.contextmanager
-def tapped(parts, zeros, caches):
+def tapped(model, parts, zeros, caches):
     """A context in which layers' calls have taps.
 
     Args:
+        model: The model.
         parts: List of parts, whose blocks' layers these are.
         zeros: The list of tensors of each, of the shapes of its statistics.
         caches: The list of tensors of each, the values of its caches. (In the model's
             call the optimizer's variables cannot be read.)
     """
     with contextlib.ExitStack() as stack:
-        for each in zip(parts, zeros, caches, strict=True):
-            stack.enter_context(_tapped(*each))
+        for layer in model._flatten_layers():
+            if hasattr(layer, "use_cudnn"):  # Which runs no cell.
+                stack.enter_context(attributes(layer, use_cudnn=False))
+        for part, *values in zip(parts, zeros, caches, strict=True):
+            layer = part.block.layer
+
+            def tap(inputs, outputs, part=part, values=values):
+                return _tap(part, inputs, outputs, *values)
+
+            # The call as it is now, which may have the tap of another block.
+            call = part.block.tapped_call(layer.call, tap)
+            stack.enter_context(attributes(layer, call=call))
         yield
-
-
-@contextlib.contextmanager
-def _tapped(part, zeros, caches):
-    layer = part.block.layer
-    call = layer.call
-
-    def tapped_call(inputs, *args, **kwargs):
-        activation = vars(layer).get("activation")
-        if activation is None:
-            outputs = call(inputs, *args, **kwargs)
-            return _tap(part, inputs, outputs, zeros, caches)
-
-        def tapped_activation(s):
-            return activation(_tap(part, inputs, s, zeros, caches))
-
-        with _attribute(layer, "activation", tapped_activation):
-            return call(inputs, *args, **kwargs)
-
-    with _attribute(layer, "call", tapped_call):
-        yield
-
-
-@contextlib.contextmanager
-def _attribute(layer, name, value):
-    """Gives a layer an attribute for a while, past what Keras keeps account of."""
-    missing = object()
-    before = vars(layer).get(name, missing)
-    vars(layer)[name] = value
-    try:
-        yield
-    finally:
-        if before is missing:
-            del vars(layer)[name]
-        else:
-            vars(layer)[name] = before
 
 
 def _tap(part, inputs, outputs, zeros, caches):

@@ -1,6 +1,10 @@
 """The exact curvature of a small network, from each example's Jacobian, in NumPy."""
 
+import keras
 import numpy as np
+from keras import ops
+
+from kzoo.layers.ops.gradient import gradients
 
 ACTIVATIONS = {
     "linear": (lambda s: s, lambda s: np.ones_like(s)),
@@ -51,3 +55,48 @@ def curvatures(weights, activations, x, likelihood):
             total = total + np.kron(np.outer(a, a), of_s)
         found.append(total / len(x))
     return found
+
+
+def of_one_example(model, x, part):
+    """The curvature of a mean squared error of one example, from autodiff's Jacobian.
+
+    Args:
+        model: A model with one output, `[1, D]`.
+        x: The example, as the model takes it.
+        part: A part of a KFAC optimizer's curvature.
+
+    Returns:
+        A matrix for each of the part's matrices, of its weights row by row:
+        `[..., n m, n m]`.
+    """
+    trainable = {id(v): ops.convert_to_tensor(v) for v in model.trainable_variables}
+    other = [ops.convert_to_tensor(v) for v in model.non_trainable_variables]
+    keys = [id(variable) for variable in part.variables]
+    size = model.output_shape[-1]
+    total = 0.0
+    for c in range(size):
+
+        def output(*values, c=c):
+            weights = {**trainable, **dict(zip(keys, values, strict=True))}
+            y, _ = model.stateless_call(list(weights.values()), other, x, training=True)
+            return y[0, c]
+
+        found = gradients(output, [trainable[key] for key in keys])
+        w = ops.convert_to_numpy(part.block.join(found)).astype("float64")
+        w = w.reshape(*w.shape[:-2], -1)
+        total = total + 2 / size * w[..., :, None] * w[..., None, :]
+    return total
+
+
+def observed(model, x, **arguments):
+    """The parts of a KFAC that has seen a batch, with a mean squared error."""
+    from kzoo.optimizers import KFAC
+
+    optimizer = KFAC(model, fisher="exact", seed=0, **arguments)
+    model.compile(optimizer, "mse")
+    optimizer.build(model.trainable_variables)
+    optimizer.observe(keras.tree.map_structure(ops.convert_to_tensor, x))
+    return [
+        (part, [v.numpy().astype("float64") for v in part.factors])
+        for part in optimizer._hidden.parts
+    ]

@@ -1,5 +1,6 @@
 """A layer's weights as one matrix, and which layers have such a block."""
 
+import contextlib
 import math
 
 import keras
@@ -50,14 +51,32 @@ def register_curvature_block(layer_class):
     return register
 
 
-def find_block(layer):
-    """Returns the block of a layer, or None if there is none."""
+def find_blocks(layer):
+    """Returns the list of a layer's blocks, of which there may be none."""
     for layer_class in type(layer).__mro__:
         if layer_class in _BLOCKS:
-            if type(layer).call is layer_class.call:
-                return _BLOCKS[layer_class](layer)
-            return None
-    return None
+            same = type(layer).call is layer_class.call
+            # What else makes a kernel is not the kernel alone.
+            plain = not getattr(layer, "lora_enabled", False)
+            plain = plain and getattr(layer, "quantization_mode", None) is None
+            return _BLOCKS[layer_class].of(layer) if same and plain else []
+    return []
+
+
+@contextlib.contextmanager
+def attributes(layer, **values):
+    """Gives a layer attributes for a while, past what Keras keeps account of."""
+    own, missing = vars(layer), object()
+    before = {name: own.get(name, missing) for name in values}
+    own.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is missing:
+                del own[name]
+            else:
+                own[name] = value
 
 
 class CurvatureBlock:
@@ -89,6 +108,30 @@ class CurvatureBlock:
         self.layer = layer
         self.kernel = self.find_kernel(layer)
         self.bias = getattr(layer, "bias", None)
+
+    @classmethod
+    def of(cls, layer):
+        """Returns the list of the blocks of a layer; of none if it has no such form."""
+        return [cls(layer)]
+
+    def tapped_call(self, call, tap):
+        """Returns the layer's call with a tap in it.
+
+        Args:
+            call: The layer's call as it is.
+            tap: A function of a, or of what `rows` makes a of, and s. It returns s, to
+                be used in its place.
+        """
+        layer = self.layer
+
+        def tapped(inputs, *args, **kwargs):
+            activation = getattr(layer, "activation", None)
+            if activation is None:
+                return tap(inputs, call(inputs, *args, **kwargs))
+            with attributes(layer, activation=lambda s: activation(tap(inputs, s))):
+                return call(inputs, *args, **kwargs)
+
+        return tapped
 
     def find_kernel(self, layer):
         """Returns the layer's kernel, a variable."""

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from kzoo.optimizers import KFAC, CurvatureBlock, register_curvature_block
-from kzoo.optimizers.kfac.blocks.base import find_block
+from kzoo.optimizers.kfac.blocks.base import find_blocks
 
 
 class Doubled(keras.layers.Dense):
@@ -22,7 +22,7 @@ def built(layer):
 
 
 def test_a_registered_block_is_used():
-    assert find_block(built(Doubled(2))) is None
+    assert find_blocks(built(Doubled(2))) == []
 
     @register_curvature_block(Doubled)
     class DoubledBlock(CurvatureBlock):
@@ -41,18 +41,20 @@ def test_a_registered_block_is_used():
 
 
 def test_a_subclass_with_the_same_call_has_its_base_classes_block():
-    found, base = find_block(built(Named(2))), find_block(built(keras.layers.Dense(2)))
+    (found,), (base,) = (
+        find_blocks(built(cls(2))) for cls in (Named, keras.layers.Dense)
+    )
     assert type(found) is type(base) is not None
 
 
 def test_w_has_the_bias_in_its_last_row():
-    block = find_block(built(keras.layers.Dense(2)))
+    (block,) = find_blocks(built(keras.layers.Dense(2)))
     kernel, bias = np.arange(6.0).reshape(3, 2), np.array([6.0, 7.0])
     w = block.join([kernel, bias])
     np.testing.assert_array_equal(w, np.arange(8.0).reshape(4, 2))
     for found, expected in zip(block.split(w), (kernel, bias), strict=True):
         np.testing.assert_array_equal(found, expected)
-    without = find_block(built(keras.layers.Dense(2, use_bias=False)))
+    (without,) = find_blocks(built(keras.layers.Dense(2, use_bias=False)))
     assert without.full_shape == (3, 2) and len(without.variables) == 1
 
 

@@ -4,7 +4,7 @@ import pytest
 from keras import ops
 
 from kzoo.optimizers import KFAC
-from kzoo.optimizers.kfac.blocks.base import find_block
+from kzoo.optimizers.kfac.blocks.base import find_blocks
 
 L = keras.layers
 CASES = {
@@ -36,7 +36,7 @@ def case(name):
 )
 def test_the_layer_multiplies_its_patches_by_its_matrix(name):
     layer, x = case(name)
-    block = find_block(layer)
+    (block,) = find_blocks(layer)
     w = block.join([ops.convert_to_tensor(v) for v in block.variables])
     found = ops.einsum("...nri,...ij->...nrj", block.full_rows(x)[None], w[None])[0]
     expected = block.derivatives(layer(x))  # Which lays out outputs like s.

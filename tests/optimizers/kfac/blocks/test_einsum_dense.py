@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kzoo.optimizers.kfac.blocks.base import find_block
+from kzoo.optimizers.kfac.blocks.base import find_blocks
 
 # Equation, output shape, bias axes, input shape, the shape of the matrices, whether
 # the bias is part of them.
@@ -28,7 +28,7 @@ def test_the_layer_multiplies_its_rows_by_its_matrices(
     rng = np.random.default_rng(0)
     layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
     x = ops.convert_to_tensor(rng.normal(size=shape), "float32")
-    block = find_block(layer)
+    (block,) = find_blocks(layer)
     assert block.full_shape == of_matrix
     assert (block.bias is not None) == joined
     w = block.join([ops.convert_to_tensor(v) for v in block.variables])
