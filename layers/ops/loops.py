@@ -22,6 +22,9 @@ def scan(step, carry, length, dtypes=(), reverse=False):
         The last carry, and a tuple of the outputs, those of step i at index i of a new
         first axis.
     """
+    if isinstance(length, int) and length == 1:
+        carry, outputs = step(carry, 0)
+        return carry, tuple(ops.expand_dims(y, 0) for y in outputs)
     if keras.backend.backend() == "jax":
         import jax
 
@@ -46,6 +49,19 @@ def scan(step, carry, length, dtypes=(), reverse=False):
     )
     carry = keras.tree.pack_sequence_as(carry, flat)
     return carry, tuple(array.stack() for array in arrays)
+
+
+def compiled_once(function):
+    """The function, which JAX, run eagerly, does not compile at each call anew.
+
+    Args:
+        function: Function of structures of tensors.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.jit(function)
+    return function
 
 
 def vjp(function, *args):

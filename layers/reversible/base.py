@@ -1,11 +1,13 @@
 """What reversible recurrent layers have in common."""
 
+from functools import partial
 from operator import attrgetter
 
 import keras
 from keras import ops
 
 from ..ops.arguments import integer
+from ..ops.loops import compiled_once
 from ..ops.random import own_initializer
 from ..ops.reversible import FixedPoint
 from ..recurrent import _HELD, RecurrentCell, RecurrentLayer, Sequence
@@ -315,6 +317,7 @@ class ReversibleLayer(RecurrentLayer):
 
     def __init__(self, units, activation="tanh", **kwargs):
         super().__init__(units, activation, **kwargs)
+        self._runs = {}
         if self.unroll:
             raise ValueError(
                 "expected `unroll` to be False: a loop that is written out keeps what "
@@ -334,13 +337,15 @@ class ReversibleLayer(RecurrentLayer):
             (mask,) = mask
         if mask is not None:
             tensors["mask"] = ops.cast(mask, "bool")
-        found = run(
-            cell,
-            tensors,
-            go_backwards=self.go_backwards,
-            all_steps=self.return_sequences,
-            training=bool(training),
-        )
+        options = {
+            "go_backwards": self.go_backwards,
+            "all_steps": self.return_sequences,
+            "training": bool(training),
+        }
+        key = tuple(options.values())
+        if key not in self._runs:
+            self._runs[key] = compiled_once(partial(run, cell, **options))
+        found = self._runs[key](tensors)
         count = len(tensors["parts"])
         states = cell.states_of(found[:count])
         last = outputs = states[0]
