@@ -148,10 +148,10 @@ def said_of_bar(record):
 
 
 def memory_table():
-    """Returns the newest figures of benchmarks/memory.py."""
+    """Returns the newest figures of benchmarks/ensemble_memory.py."""
     newest = {
         record["claim"]: record
-        for record in results.read(ROOT / "benchmarks/results/memory.jsonl")
+        for record in results.read(ROOT / "benchmarks/results/ensemble_memory.jsonl")
     }
     lines = ["| claim | MB | its peer's MB | ratio | bar |", "|---|---|---|---|---|"]
     for claim, r in newest.items():

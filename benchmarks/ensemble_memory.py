@@ -1,12 +1,12 @@
 """Memory of compiled steps, as XLA's own report has it, against what is replaced.
 
-    KERAS_BACKEND=jax python benchmarks/memory.py [PATTERN] [--no-record]
+    KERAS_BACKEND=jax python benchmarks/ensemble_memory.py [PATTERN] [--no-record]
 
 Each claim compiles a step of the method and one of its peer, for the same inputs, and
 asks the compiler what they need: for their arguments (weights, optimizer state and
 inputs), for results that are not written over arguments, and for what lies between.
 The ratio of the sums, method to peer, is printed and appended to
-benchmarks/results/memory.jsonl, beside the bar. Nothing is run, so that the figures do
+benchmarks/results/ensemble_memory.jsonl, beside the bar. Nothing is run, so that the figures do
 not depend on the machine's load.
 """
 
@@ -26,7 +26,7 @@ from step_time import ensemble_networks
 
 from kzoo.zoo import build, results
 
-RESULTS = Path(__file__).parent / "results" / "memory.jsonl"
+RESULTS = Path(__file__).parent / "results" / "ensemble_memory.jsonl"
 
 
 def needs(model, x, y=None):
@@ -133,7 +133,7 @@ def main(argv=None):
         method, peer, facts = compare()
         ratio = sum(method.values()) / sum(peer.values())
         record = {
-            "command": f"python benchmarks/memory.py {name}",
+            "command": f"python benchmarks/ensemble_memory.py {name}",
             "claim": name,
             "backend": keras.backend.backend(),
             **facts,
