@@ -6,8 +6,8 @@ Each claim compiles a step of the method and one of its peer, for the same input
 asks the compiler what they need: for their arguments (weights, optimizer state and
 inputs), for results that are not written over arguments, and for what lies between.
 The ratio of the sums, method to peer, is printed and appended to
-benchmarks/results/ensemble_memory.jsonl, beside the bar. Nothing is run, so that the figures do
-not depend on the machine's load.
+benchmarks/results/ensemble_memory.jsonl, beside the bar. Nothing is run, so that the
+figures do not depend on the machine's load.
 """
 
 import argparse

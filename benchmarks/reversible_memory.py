@@ -1,12 +1,13 @@
 """Memory of one training step against that of plain Keras peers.
 
-    python benchmarks/reversible_memory.py [PATTERN] [--steps 100 1000 10000] [--no-record]
+    python benchmarks/reversible_memory.py [PATTERN] [--steps 100 1000] [--no-record]
 
 For each claim and length of sequence, what a compiled step needs beside its arguments
 (weights and inputs) and results (weights' gradients) is read from the compiler's own
 report, by JAX; and, with --resident, from the peak resident memory of a fresh process
 that runs the step compiled on TensorFlow. The figures, their ratio and the bar on it
-at the longest sequence are printed and appended to benchmarks/results/reversible_memory.jsonl.
+at the longest sequence are printed and appended to
+benchmarks/results/reversible_memory.jsonl.
 """
 
 import argparse

@@ -45,7 +45,9 @@ def test_the_ensemble_of_the_digits_is_no_worse_than_one_network():
     assert nll[ENSEMBLE] <= nll[SINGLE]
 
 
-@pytest.mark.parametrize("name, part", [("ensemble_memory", "memory"), ("step_time", "speed")])
+@pytest.mark.parametrize(
+    "name, part", [("ensemble_memory", "memory"), ("step_time", "speed")]
+)
 def test_each_claim_was_measured_and_readme_says_which_bars_are_missed(
     name, part, monkeypatch
 ):
