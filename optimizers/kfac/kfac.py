@@ -93,7 +93,8 @@ class KFAC(keras.optimizers.Optimizer):
         fisher: `"sampled"` draws labels from the model. `"empirical"` takes the true
             ones, which is another matrix, and not a curvature. `"exact"` takes all
             labels there may be: it runs C copies of the batch through the model, with C
-            the size of its one output's last axis.
+            the size of its one output's last axis. (Layers that draw for each row, such
+            as Dropout, draw others for each copy.)
         approximation: `"kronecker"`; `"ekfac"`, in which A and G give the basis only,
             and the curvature along it is measured from single examples' gradients; or
             `"diagonal"`, of the weights as they are.

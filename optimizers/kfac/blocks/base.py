@@ -107,7 +107,7 @@ class CurvatureBlock:
     def __init__(self, layer):
         self.layer = layer
         self.kernel = self.find_kernel(layer)
-        self.bias = getattr(layer, "bias", None)
+        self.bias = self.find_bias(layer)
 
     @classmethod
     def of(cls, layer):
@@ -136,6 +136,10 @@ class CurvatureBlock:
     def find_kernel(self, layer):
         """Returns the layer's kernel, a variable."""
         return layer.kernel
+
+    def find_bias(self, layer):
+        """Returns the layer's bias, a variable, or None."""
+        return getattr(layer, "bias", None)
 
     @property
     def variables(self):

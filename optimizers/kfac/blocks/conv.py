@@ -64,8 +64,11 @@ class ConvBlock(SpatialBlock):
         groups, n, _ = self.shape
         layer, padding = self.layer, self.layer.padding
         if padding == "causal":
-            inputs = ops.pad(inputs, layer._compute_causal_padding())
-            padding = "valid"
+            before = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)
+            pads = [(0, 0), (before, 0), (0, 0)]
+            if layer.data_format == "channels_first":
+                pads = [(0, 0), (0, 0), (before, 0)]
+            inputs, padding = ops.pad(inputs, pads), "valid"
         pick = ops.reshape(ops.eye(n, dtype=inputs.dtype), (*self.kernel.shape[:-1], n))
         patches = ops.conv(
             inputs,

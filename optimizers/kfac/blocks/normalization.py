@@ -24,10 +24,6 @@ class NormalizationBlock(CurvatureBlock):
         "diagonal": Diagonal,
     }
 
-    def __init__(self, layer):
-        super().__init__(layer)
-        self.bias = layer.beta
-
     @classmethod
     def of(cls, layer):
         """Returns the layer's block, if it has one."""
@@ -39,6 +35,10 @@ class NormalizationBlock(CurvatureBlock):
     def find_kernel(self, layer):
         """Returns γ."""
         return layer.gamma
+
+    def find_bias(self, layer):
+        """Returns β."""
+        return layer.beta
 
     @property
     def shape(self):

@@ -93,7 +93,6 @@ class GRUBlock(CellBlock):
     def __init__(self, layer, side=0):
         self.side = side
         super().__init__(layer)
-        self.bias = None
 
     @classmethod
     def of(cls, layer):
@@ -104,6 +103,10 @@ class GRUBlock(CellBlock):
     def find_kernel(self, layer):
         """Returns W or U."""
         return layer.recurrent_kernel if self.side else layer.kernel
+
+    def find_bias(self, layer):
+        """Returns None."""
+        return None
 
     @property
     def shape_of_bias(self):

@@ -17,6 +17,7 @@ KEPT = {
         "not_built",
         "transformer",
         "test_damping",
+        "distribution",
     ),
     "blocks": ("test_base", "first", "groups", "[lstm]", "[gru]", "[batch]"),
     "approximations": ("diagonal_of_the_exact", "masked"),
