@@ -7,6 +7,16 @@ import tempfile
 import keras
 import numpy as np
 
+# What gives the numbers that it gets, and what it may say that it ends in.
+PASS_ON = (
+    keras.layers.Activation,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.Permute,
+    keras.layers.RepeatVector,
+    keras.layers.Reshape,
+)
+PASSING = ("linear", "dropout", "flatten", "permute", "repeatvector", "reshape")
 PROJECTIONS = (
     "_query_dense",
     "_key_dense",
@@ -39,6 +49,14 @@ def converted(model, convert, fill, counterparts, inputs=None, call=None):
         ValueError: If the model is neither, not built, or has no such layer.
     """
     new_inputs(model)  # Or it raises.
+    for layer in model._flatten_layers():
+        changed = getattr(layer, "quantization_mode", None)
+        changed = "low-rank updates" if getattr(layer, "lora_enabled", 0) else changed
+        if changed and type(layer) in counterparts:
+            raise ValueError(
+                "expected layers with kernels as they were trained. Received: "
+                f"{type(layer).__name__} {layer.name!r} with {changed}"
+            )
     pairs, copied = [], []
 
     def clone(layer):
@@ -65,8 +83,14 @@ def converted(model, convert, fill, counterparts, inputs=None, call=None):
             dtype=layer.dtype_policy,
         )
         _freeze_as(layer, found)
-        for part in ("forward_layer", "backward_layer"):
-            one, other = getattr(layer, part), getattr(found, part)
+        # Keras makes the forward layer anew, by its configuration: what it made has not
+        # the weights of ours, and shares none. Both go in again, in their order.
+        for part, other in (("forward_layer", forward), ("backward_layer", backward)):
+            made = getattr(found, part)
+            found._tracker.untrack(made)
+            other.zero_output_for_mask = made.zero_output_for_mask
+            setattr(found, part, other)
+            one = getattr(layer, part)
             _freeze_as(one, other)
             pairs.append((one, other))
         return found
@@ -116,11 +140,20 @@ def _as_if_not_compiled(model):
 
 
 def output_layer(tensor):
-    """The layer that makes a symbolic tensor, also inside of nested models."""
-    layer = tensor._keras_history[0]
-    while isinstance(layer, keras.Model):
-        layer = layer.outputs[0]._keras_history[0]
-    return layer
+    """The layer that makes a symbolic tensor's numbers.
+
+    Also inside of nested models, and before layers that only pass numbers on.
+    """
+    while True:
+        layer, node, index = tensor._keras_history
+        if isinstance(layer, keras.Model):
+            tensor = layer.outputs[index]
+        elif isinstance(layer, PASS_ON) and output_function(layer) in PASSING:
+            (tensor,) = layer._inbound_nodes[node].input_tensors
+        elif isinstance(layer, keras.layers.TimeDistributed):
+            return layer.layer
+        else:
+            return layer
 
 
 def output_function(layer):

@@ -121,7 +121,8 @@ def to_batch_ensemble(
             of the mean of the members' probabilities, over the last axis.
             `"outputs"`: anything whose mean is meant, such as probabilities or a
             regression's. None: no average; the outputs are the members' own,
-            member-major, in training and outside.
+            member-major, in training and outside; `predict` puts those of one batch
+            behind those of the one before.
         share_with: What this function has made of the same model before. Its W are
             those of the new ensemble too: there is one of each, which both read, and
             whoever trains it changes it for both. By default W are copied.
@@ -214,7 +215,9 @@ def to_batch_ensemble(
         made = keras.Sequential(parts, name=model.name)
     else:
         made, copied = converted(model, convert, fill, counterparts, inputs, call)
-        outputs = made.output
+        outputs = keras.tree.map_structure(  # An input may be an output.
+            lambda y: tiled.get(id(y), y), made.output
+        )
         if average is not None:
             outputs = keras.tree.map_structure(averaged, outputs)
         made = keras.Model(inputs, outputs, name=model.name)

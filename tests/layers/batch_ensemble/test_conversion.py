@@ -414,3 +414,67 @@ def test_augmentation_in_the_model_differs_from_member_to_member():
     of_first, of_second = np.split(np.asarray(rows(tiled, training=True)), 2)
     assert (of_first != of_second).any(axis=(1, 2, 3)).all()
     np.testing.assert_array_equal(rows(x, training=False), tiled)
+
+
+def test_members_of_a_bidirectional_there_and_back():
+    both = keras.layers.Bidirectional(
+        keras.layers.GRU(3, return_sequences=True), name="both"
+    )
+    model = keras.Sequential([keras.Input((4, 2)), both, keras.layers.Dense(2)])
+    signs = keras.initializers.RandomNormal(1.0, 0.5, seed=1)
+    ensemble = to_batch_ensemble(model, 2, alpha_initializer=signs, average=None)
+    x = np.random.default_rng(0).normal(size=(3, 4, 2)).astype("float32")
+    rows = np.split(np.asarray(ensemble(x)), 2)
+    for m in range(2):
+        plain = from_batch_ensemble(ensemble, m)
+        np.testing.assert_allclose(np.asarray(plain(x)), rows[m], atol=1e-5)
+        layer = plain.get_layer("both")
+        parts = (*layer.forward_layer.weights, *layer.backward_layer.weights)
+        assert [id(v) for v in layer.weights] == [id(v) for v in parts]
+    again = to_batch_ensemble(model, 2, average=None, share_with=ensemble)
+    for part in ("forward_layer", "backward_layer"):
+        one, other = (getattr(m.get_layer("both"), part) for m in (ensemble, again))
+        assert one.cell.shared is other.cell.shared
+    np.testing.assert_allclose(
+        np.split(np.asarray(again(x)), 2)[1], np.asarray(model(x)), atol=1e-5
+    )
+
+
+def test_an_input_that_is_an_output_is_of_all_members():
+    x = keras.Input((5,))
+    model = keras.Model(x, [keras.layers.Dense(3)(x), x])
+    batch = np.random.default_rng(0).normal(size=(3, 5)).astype("float32")
+    for found, expected in zip(
+        to_batch_ensemble(model, 2, average="outputs")(batch), model(batch), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_probabilities_are_no_logits_whatever_follows_or_holds_them():
+    def ends_in(*last):
+        return keras.Sequential([keras.Input((4, 5)), keras.layers.Flatten(), *last])
+
+    softmax = keras.layers.Dense(3, "softmax")
+    x, y = keras.Input((5,)), keras.Input((5,))
+    h = keras.layers.Dense(4)(x)
+    two = keras.Model(x, [keras.layers.Dense(3)(h), keras.layers.Softmax()(h)])
+    for model in (
+        ends_in(softmax, keras.layers.Activation("linear")),
+        ends_in(softmax, keras.layers.Dropout(0.5), keras.layers.Reshape((3, 1))),
+        ends_in(keras.layers.Dense(3), keras.layers.Activation("softmax")),
+        keras.Model(y, two(y)[1]),
+    ):
+        with pytest.raises(ValueError, match="does not end in logits"):
+            to_batch_ensemble(model, 2)
+    to_batch_ensemble(keras.Model(y, two(y)[0]), 2)
+
+
+def test_quantized_layers_and_those_with_low_rank_updates_are_refused():
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    model.layers[0].enable_lora(2)
+    with pytest.raises(ValueError, match="Received: Dense .* with low-rank updates"):
+        to_batch_ensemble(model, 2)
+    model = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
+    model.quantize("int8")
+    with pytest.raises(ValueError, match="Received: Dense .* with int8"):
+        to_batch_ensemble(model, 2)
