@@ -37,7 +37,12 @@ STEPS = [100, 1000, 10_000]
 
 def remat(cell):
     """Keras's loop, which keeps the states of all steps, and all else of one."""
-    cell.call = keras.remat(cell.call)
+    call = cell.call
+
+    def anew(inputs, states, training=False):
+        return keras.remat(partial(call, training=training))(inputs, states)
+
+    cell.call = anew
     return cell
 
 
