@@ -83,13 +83,16 @@ class KFAC(keras.optimizers.Optimizer):
         model: The model it will train, built or not. (None for one that gets its model
             by `attach`.)
         learning_rate: η, a number, schedule or callable.
-        damping: λ, above 0, a number or a schedule.
+        damping: λ, above 0, a number or a schedule. A new one is seen when the factors
+            are inverted next.
         momentum: μ, from 0 to below 1, a number or a schedule.
         norm_constraint: c, above 0, a number or a schedule; None for no constraint.
         factor_decay: The largest ε.
         factor_update_period: Updates from one measurement of the factors to the next.
         inverse_update_period: Updates from one inversion of the factors to the next;
             the first three updates have theirs too.
+        subsample: k: the factors are measured on every k-th example of a batch, as a
+            convolution's cost many times what its outputs do.
         fisher: `"sampled"` draws labels from the model. `"empirical"` takes the true
             ones, which is another matrix, and not a curvature. `"exact"` takes all
             labels there may be: it runs C copies of the batch through the model, with C
@@ -135,6 +138,7 @@ class KFAC(keras.optimizers.Optimizer):
         factor_decay=0.95,
         factor_update_period=1,
         inverse_update_period=10,
+        subsample=1,
         fisher="sampled",
         approximation="kronecker",
         sharing="expand",
@@ -170,6 +174,7 @@ class KFAC(keras.optimizers.Optimizer):
         self.inverse_update_period = integer(
             "inverse_update_period", inverse_update_period
         )
+        self.subsample = integer("subsample", subsample)
         self.fisher = _one_of("fisher", fisher, KINDS)
         self.approximation = _one_of("approximation", approximation, APPROXIMATIONS)
         self.sharing = _one_of("sharing", sharing, SHARINGS)
@@ -259,6 +264,11 @@ class KFAC(keras.optimizers.Optimizer):
     def _find_parts(self, variables):
         """Finds the model's blocks, and the weights that have none."""
         trained = {self._var_key(variable) for variable in variables}
+        if not trained & {self._var_key(v) for v in self.model.trainable_variables}:
+            raise ValueError(
+                "expected to train the model that the optimizer was given, "
+                f"{self.model.name}. Received: {[v.path for v in variables]}"
+            )
         accumulates = bool(self.gradient_accumulation_steps)
         parts, known = [], set()
         for layer in self.model._flatten_layers():
@@ -325,7 +335,11 @@ class KFAC(keras.optimizers.Optimizer):
         old = tensors([*counts, *kept])
 
         def measure():
-            batch = self._measure(x, y, sample_weight, seed)
+            data = keras.tree.map_structure(
+                lambda t: None if t is None else t[:: self.subsample],
+                (x, y, sample_weight),
+            )
+            batch = self._measure(*data, seed)
             return self._add_batch(batch, *old)
 
         due = self._due(self.factor_update_period)
@@ -552,6 +566,7 @@ class KFAC(keras.optimizers.Optimizer):
             "factor_decay": self.factor_decay,
             "factor_update_period": self.factor_update_period,
             "inverse_update_period": self.inverse_update_period,
+            "subsample": self.subsample,
             "fisher": self.fisher,
             "approximation": self.approximation,
             "sharing": self.sharing,

@@ -83,6 +83,7 @@ def test_contract():
             factor_decay=0.5,
             factor_update_period=2,
             inverse_update_period=3,
+            subsample=2,
             fisher="exact",
             seed=0,
         )
@@ -185,6 +186,16 @@ def test_the_average_begins_with_the_first_batch():
         for found, pair in zip(factors(optimizer), expected, strict=True):
             for f, e in zip(found, pair, strict=True):
                 np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-6)
+
+
+def test_a_part_of_the_batch_may_be_enough():
+    x, y = inputs(7), ops.convert_to_tensor(labels(7, "gaussian"))
+    arguments = {"fisher": "empirical"}
+    found = factors(observed(network(), x, y, subsample=3, **arguments))
+    expected = factors(observed(network(), x[::3], y[::3], **arguments))
+    for one, other in zip(found[0], expected[0], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert not np.allclose(found[0][0], factors(observed(network(), x))[0][0])
 
 
 def test_factors_that_are_not_finite_are_left_out_and_counted():
@@ -552,6 +563,7 @@ def test_a_layer_that_is_used_twice_has_both_uses():
         {"factor_decay": 1.0},
         {"factor_update_period": 0},
         {"inverse_update_period": 0.5},
+        {"subsample": 0},
         {"fisher": "true"},
         {"sharing": "both"},
         {"model": keras.layers.Dense(1)},
@@ -560,6 +572,13 @@ def test_a_layer_that_is_used_twice_has_both_uses():
 def test_arguments_out_of_range(arguments):
     with pytest.raises(ValueError, match=rf"Received: {next(iter(arguments))}="):
         KFAC(**{"model": None, **arguments})
+
+
+def test_another_model_is_refused():
+    model = network()
+    model.compile(KFAC(network(), fisher="exact"), "mse", **QUICK)
+    with pytest.raises(ValueError, match="the model that the optimizer was given"):
+        model.train_on_batch(inputs(), labels(5, "gaussian"))
 
 
 def test_resume_needs_a_model_with_it():
