@@ -575,8 +575,8 @@ def test_arguments_out_of_range(arguments):
 
 
 def test_another_model_is_refused():
-    model = network()
-    model.compile(KFAC(network(), fisher="exact"), "mse", **QUICK)
+    model, other = network(), network()
+    model.compile(KFAC(other, fisher="exact"), "mse", **QUICK)
     with pytest.raises(ValueError, match="the model that the optimizer was given"):
         model.train_on_batch(inputs(), labels(5, "gaussian"))
 
