@@ -90,7 +90,7 @@ def forgotten_bits(layer, bits, steps=100):
     for x_t in ops.convert_to_tensor(x.astype("float32")):
         for number, coupling in enumerate(cell.couplings):
             reads = [parts[part] for part in coupling.reads]
-            v, gate = cell.couple(number, x_t, reads, weights[number], cell.activations)
+            v, gate = cell.couple(number, x_t, reads, weights[number], cell.functions)
             z = cell.fixed.value(cell.fixed.gate(gate))
             total -= float(ops.sum(ops.log2(z)))
             v = (1 - z) * v if cell.mixes else v

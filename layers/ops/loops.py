@@ -128,6 +128,22 @@ def barrier(tensors):
     return keras.tree.pack_sequence_as(tensors, kept)
 
 
+def kept(x):
+    """A tensor behind a `barrier`, through which its gradient passes.
+
+    So a product cannot be merged with a sum it goes into, which rounds but once.
+    """
+
+    @ops.custom_gradient
+    def identity(x):
+        def gradient(*upstream):
+            return upstream[0]
+
+        return barrier(x), gradient
+
+    return identity(x)
+
+
 def isolated(function):
     """A function of one tensor, compiled by itself wherever it stands.
 

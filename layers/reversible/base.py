@@ -155,7 +155,7 @@ class ReversibleCell(RecurrentCell, KernelLayer):
         """The couplings of a step, in their order."""
         raise NotImplementedError
 
-    def make(self, number, x, reads, weights, activations):
+    def make(self, number, x, reads, weights, functions):
         """What a coupling makes: v and, if anything is forgotten, the gate in [0, 1].
 
         Args:
@@ -163,7 +163,7 @@ class ReversibleCell(RecurrentCell, KernelLayer):
             x: The inputs of a step, in the compute dtype.
             reads: List of the parts that it reads, in the wide dtype.
             weights: A dict of its weights.
-            activations: φ and σ.
+            functions: The product of matrices, φ and σ.
         """
         raise NotImplementedError
 
@@ -196,17 +196,17 @@ class ReversibleCell(RecurrentCell, KernelLayer):
             start = own.stop
         return found
 
-    def _linear(self, x, weights):
+    def _linear(self, x, weights, matmul):
         """x W + b, in the wide dtype."""
-        z = ops.matmul(x, weights["kernel"])
+        z = matmul(x, weights["kernel"])
         if "bias" in weights:
             z = z + weights["bias"]
         return ops.cast(z, self.wide_dtype)
 
-    def _linear_of_state(self, h, kernel):
+    def _linear_of_state(self, h, kernel, matmul):
         """h U, in the wide dtype."""
         h = ops.cast(h, self.compute_dtype)
-        return ops.cast(ops.matmul(h, kernel), self.wide_dtype)
+        return ops.cast(matmul(h, kernel), self.wide_dtype)
 
     def parts_of(self, states):
         """The halves of all states."""
@@ -223,18 +223,18 @@ class ReversibleCell(RecurrentCell, KernelLayer):
         return [ops.cast(state, self.compute_dtype) for state in states]
 
     @property
-    def activations(self):
-        """φ and σ."""
-        return self.activation, self.recurrent_activation
+    def functions(self):
+        """The product of matrices, φ and σ."""
+        return ops.matmul, self.activation, self.recurrent_activation
 
-    def couple(self, number, x, reads, weights, activations, drop_state=None):
+    def couple(self, number, x, reads, weights, functions, drop_state=None):
         """As `make`, some units of the state dropped for its product with U."""
         if drop_state is not None:
             first, *others = reads
             dropped = ops.split(drop_state, 2, axis=-1)
             dropped = dropped[self.couplings[number].reads[0]]
             reads = [first * ops.cast(dropped, first.dtype), *others]
-        return self.make(number, x, reads, weights, activations)
+        return self.make(number, x, reads, weights, functions)
 
     def integers(self, v, gate, mask=None):
         """The gate z, if there is one, and what is added to z p, as integers.
@@ -281,7 +281,7 @@ class ReversibleCell(RecurrentCell, KernelLayer):
             p = parts[coupling.part]
             reads = [parts[part] for part in coupling.reads]
             v, *gate = self.couple(
-                number, x, reads, weights[number], self.activations, drop_state
+                number, x, reads, weights[number], self.functions, drop_state
             )
             z, increment = self.integers(v, gate)
             n = fixed.encode(p)

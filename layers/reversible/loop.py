@@ -17,7 +17,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from ..ops.loops import at_step, barrier, isolated, scan, vjp
+from ..ops.loops import at_step, barrier, isolated, kept, scan, vjp
 
 
 class Coupling(NamedTuple):
@@ -88,7 +88,11 @@ class Loop:
         self.drop_state = tensors.get("drop_state")
         self.first = [self.fixed.encode(part) for part in tensors["parts"]]
         self.weights = cell.cast(tensors["weights"])
-        self.activations = [isolated(f) for f in cell.activations]
+        matmul, *activations = cell.functions
+        self.functions = [
+            lambda *pair: kept(matmul(*pair)),
+            *(isolated(f) for f in activations),
+        ]
         self.steps = ops.shape(self.x)[1]
 
     def plan(self, remember):
@@ -250,7 +254,7 @@ class Loop:
     def couple(self, number, x, reads, weights):
         """What a coupling makes of a step's inputs and of parts."""
         return self.cell.couple(
-            number, x, reads, weights, self.activations, self.drop_state
+            number, x, reads, weights, self.functions, self.drop_state
         )
 
     def read(self, state, coupling):

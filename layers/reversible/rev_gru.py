@@ -55,16 +55,17 @@ class RevGRUCell(ReversibleCell):
         """Outputs of a coupling's U: those of z and r before those of the candidate."""
         return slice(self.units), slice(self.units, None)
 
-    def make(self, number, x, reads, weights, activations):
+    def make(self, number, x, reads, weights, functions):
         """The candidate g and the gate z, of the inputs and the other half."""
         (h,) = reads
+        matmul, *activations = functions
         of_gates, of_candidate = weights["recurrent"]
         z, g = gru_gates(
-            self._linear(x, weights),
-            self._linear_of_state(h, of_gates),
+            self._linear(x, weights, matmul),
+            self._linear_of_state(h, of_gates, matmul),
             h,
             *activations,
-            lambda reset: self._linear_of_state(reset, of_candidate),
+            lambda reset: self._linear_of_state(reset, of_candidate, matmul),
         )
         return (g, z) if self.fixed.forget_bits else ((1 - z) * g,)
 

@@ -79,12 +79,13 @@ class RevLSTMCell(ReversibleCell):
         forget = np.repeat(np.concatenate(gates), self.units // 2)
         return bias + ops.cast(forget, bias.dtype)
 
-    def make(self, number, x, reads, weights, activations):
+    def make(self, number, x, reads, weights, functions):
         """Of a carry: i ∘ g and f. Of a state: o ∘ φ(c) and p."""
         h, *carry = reads
-        activation, recurrent_activation = activations
+        matmul, activation, recurrent_activation = functions
         (kernel,) = weights["recurrent"]
-        z = self._linear(x, weights) + self._linear_of_state(h, kernel)
+        z = self._linear(x, weights, matmul)
+        z = z + self._linear_of_state(h, kernel, matmul)
         z = ops.split(z, self.couplings[number].gates, axis=-1)
         if carry:
             candidate = activation(*carry)

@@ -226,6 +226,8 @@ def test_ten_thousand_steps_end_where_they_began(layer, jit):
     layer = made(
         layer, 6, 1, max_forget_bits=3, dtype="float32", return_sequences=not jit
     )
+    # Smaller weights, with which gradients do not overflow in so many steps.
+    layer.set_weights([0.3 * w for w in layer.get_weights()])
     x = np.random.default_rng(4).normal(size=(2, 10_000, 1)).astype("float32")
     loss = long_loss(layer, x)
     if jit:
