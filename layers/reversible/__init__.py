@@ -1,1 +1,0 @@
-"""Recurrent layers whose states are computed again from the last one."""
