@@ -28,12 +28,8 @@ lint: $(STAMP)
 XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
              --xla_cpu_use_fusion_emitters=false
 QUICKLY = XLA_FLAGS="$(XLA_QUICK)"
-# What one of JAX's processes has compiled, none compiles again.
-JAX_CACHE = JAX_COMPILATION_CACHE_DIR="$(CURDIR)/runs/jax" \
-            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0 \
-            JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES=-1
 ON_TENSORFLOW = env KERAS_BACKEND=tensorflow $(PY) -m pytest $(PYTEST)
-ON_JAX = env KERAS_BACKEND=jax $(JAX_CACHE) $(PY) -m pytest $(PYTEST)
+ON_JAX = env KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST)
 SHARED := tests/layers/ops tests/layers/variational/test_dense.py
 
 # The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. A process
