@@ -1,6 +1,5 @@
 """Set-up of every test: backend, seeds, the processes at the end, strict skips."""
 
-import gc
 import os
 import pathlib
 import signal
@@ -64,12 +63,6 @@ def pytest_configure(config):
     config.pluginmanager.register(RootIsAFolder)
     if os.environ.get("CI"):
         config.pluginmanager.register(StrictSkips(HERE / "allowed_skips.txt"))
-
-
-def pytest_collection_finish(session):
-    # A twentieth of the run would go into looking for garbage among what stays.
-    gc.freeze()
-    gc.set_threshold(100_000, 50, 100)
 
 
 @pytest.fixture(scope="session", autouse=True)
