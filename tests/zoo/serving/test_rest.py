@@ -320,11 +320,20 @@ GET = b"GET /v1/models/module HTTP/1.1\r\n\r\n"
 
 def hold(raw, count, begun=b""):
     """Connections that were answered once, and then have begun another request."""
-    held = [socket.create_connection(raw.address, timeout=10) for _ in range(count)]
-    for connection in held:
+    held = []
+
+    def is_held():
+        connection = socket.create_connection(raw.address, timeout=10)
         connection.sendall(GET)
-        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        if not connection.recv(1 << 16).startswith(b"HTTP/1.1 200"):
+            connection.close()  # The server still counts those of the test before.
+            return False
         connection.sendall(begun)
+        held.append(connection)
+        return True
+
+    for _ in range(count):
+        wait_for(is_held)
     time.sleep(0.05 if begun else 0)  # for the server to have read it
     return held
 
