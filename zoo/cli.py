@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .._version import __version__
 from . import placing
-from .interruption import insistent_interrupts
+from .interruption import INTERRUPTED, insistent_interrupts, leave
 from .native_log import native_log_to
 
 EXAMPLES = """\
@@ -61,13 +61,18 @@ def main(argv=None):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
         print("\nkzoo: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except Exception as error:
         if arguments.traceback:
             raise
         print(f"kzoo {arguments.command}: {_one_line(error)}", file=sys.stderr)
         return 1
     return 0
+
+
+def command():
+    """The `kzoo` command: runs it and ends the process."""
+    leave(main())
 
 
 def _arguments(argv):
@@ -647,4 +652,4 @@ def _one_line(error):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

@@ -1,11 +1,13 @@
-"""Lets Ctrl-C through where Python swallows it."""
+"""Ctrl-C: lets it through where Python swallows it, and ends a command after it."""
 
 import _thread
 import contextlib
+import os
 import sys
 import threading
 
 AGAIN_SECONDS = 0.05
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 @contextlib.contextmanager
@@ -36,3 +38,29 @@ def insistent_interrupts():
         yield
     finally:
         sys.unraisablehook = before
+
+
+def leave(code):
+    """Ends the process with a command's exit code; after Ctrl-C, at once.
+
+    What Ctrl-C interrupted may have left threads of TensorFlow or gRPC at work, and
+    these can crash when the interpreter is taken down under them.
+
+    Args:
+        code: The exit code.
+
+    Example:
+
+    >>> from kzoo.zoo.interruption import leave
+    >>> try:
+    ...     leave(1)
+    ... except SystemExit as stop:
+    ...     print(stop.code)
+    1
+    """
+    if code == INTERRUPTED:
+        with contextlib.suppress(OSError):  # Whoever read the output may be gone.
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from . import hub, placing, registry, results
-from .interruption import insistent_interrupts
+from .interruption import INTERRUPTED, insistent_interrupts, leave
 from .native_log import native_log_to
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -70,7 +70,7 @@ def main(argv=None):
             print(hub.write_index(arguments.to))
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         print(f"\npretrained: {error}", file=sys.stderr)
         return 1
@@ -334,4 +334,4 @@ def _table(header, rows):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from . import placing
-from .interruption import insistent_interrupts
+from .interruption import INTERRUPTED, insistent_interrupts, leave
 from .native_log import native_log_to
 
 SINGLE, ENSEMBLE = "resnet8_digits", "resnet8_batch_ensemble_digits"
@@ -75,7 +75,7 @@ def main(argv=None):
                 _run(folder, arguments.epochs, arguments.seed)
     except KeyboardInterrupt:
         print("\nInterrupted. The same command goes on from here.", file=sys.stderr)
-        return 130
+        return INTERRUPTED
     except (ValueError, OSError, RuntimeError, subprocess.SubprocessError) as error:
         print(f"\nquickstart: {error}", file=sys.stderr)
         return 1
@@ -349,4 +349,4 @@ def _write_results(path, figures, sizes, difference):
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -18,10 +18,10 @@ pytestmark = pytest.mark.tensorflow
 
 # The quickstart with networks that train in a moment.
 TINY = """
-import sys
 import keras
 from kzoo.layers import AverageMembers, DenseBatchEnsemble, TileMembers
 from kzoo.zoo import quickstart, register_model
+from kzoo.zoo.interruption import leave
 
 facts = dict(dataset="digits", input_shape=(8, 8, 1), paper="-", description="-")
 
@@ -40,7 +40,7 @@ def tiny_ensemble():
     return keras.Model(image, x, name="tiny_ensemble")
 
 quickstart.SINGLE, quickstart.ENSEMBLE = "tiny_single", "tiny_ensemble"
-sys.exit(quickstart.main(sys.argv[1:]))
+leave(quickstart.main())
 """
 STEPS = [
     "1/7  Data",
@@ -145,7 +145,7 @@ class Tiny:
         self.folder = folder
         self.process = subprocess.Popen(
             [sys.executable, "-c", TINY, "--run-dir", str(folder), *argv],
-            env=os.environ | {"KERAS_BACKEND": "tensorflow"},
+            env=os.environ | {"KERAS_BACKEND": "tensorflow", "PYTHONFAULTHANDLER": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -190,11 +190,11 @@ def test_interrupted_and_killed_at_any_moment_it_goes_on(tmp_path):
         reach(tiny)
         code, err = tiny.stop(number)
         if number == signal.SIGINT:
-            assert code == 130
+            assert code == 130, err
             assert "Traceback" not in err
             assert err.endswith("\nInterrupted. The same command goes on from here.\n")
         else:
-            assert code == -signal.SIGKILL
+            assert code == -signal.SIGKILL, err
         require_whole(folder)
     out = Tiny(folder, "--epochs", "3").end()
     assert out.count("trained by an earlier run") == 2
