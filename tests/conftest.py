@@ -13,6 +13,7 @@ import harness.components
 import harness.fresh
 import harness.session
 from harness.skips import StrictSkips
+from harness.values import leave_to_tensorflow
 
 HERE = pathlib.Path(__file__).parent
 LEAVES = (
@@ -26,6 +27,14 @@ LEAVES = (
     "record_case",
 )
 OTHER_BACKEND = harness.fresh.OTHER_BACKEND
+# What JAX repeats of this folder: of the harness's own tests, those of what it finds
+# otherwise there; of compositions, each optimizer of which others derive.
+KEPT = (
+    *("test_docs", "test_repository", "test_packaging", "test_benchmarks"),
+    *("-compiled]", "-retracing]", "-seed]", "-state]", "-lowering]", "other_backend"),
+    *("-mixed precision]", "-streaming]", "-reduction]"),
+    *("[sgd-", "[adam-", "[rmsprop-", "[lion-", "[adamw-"),
+)
 
 
 def pytest_addoption(parser):
@@ -55,11 +64,23 @@ class RootIsAFolder:
         return None
 
 
+def compiles_quickly():
+    """Whether XLA was asked for little optimization; TensorFlow's graphs get none then.
+
+    Thousands of small graphs take longer to optimize than to run.
+    """
+    return "backend_optimization_level=0" in os.environ.get("XLA_FLAGS", "")
+
+
 def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell's background job, as `make test` starts one, is deaf to Ctrl-C; the
         # tests of interruptions, and the processes they start, must not be.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if compiles_quickly() and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
     config.pluginmanager.register(RootIsAFolder)
     if os.environ.get("CI"):
         config.pluginmanager.register(StrictSkips(HERE / "allowed_skips.txt"))
@@ -102,6 +123,7 @@ def fixed_start():
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(session, config, items):
+    leave_to_tensorflow(config, items, HERE.name, KEPT)
     fast = config.option.fast
     without = [OTHER_BACKEND, "slow"] if fast else [OTHER_BACKEND]
     deselected = [i for i in items if any(map(i.get_closest_marker, without))]

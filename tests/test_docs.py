@@ -20,9 +20,9 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = ("layers", "optimizers", "zoo")
 
-# Modules whose examples need TensorFlow's graphs or layers, or that compose what JAX
-# runs elsewhere.
-TENSORFLOW = ("kzoo.layers.variational.legacy", "kzoo.zoo")
+# Modules whose examples need TensorFlow's graphs or layers, or show what contracts and
+# other tests run on JAX.
+TENSORFLOW = ("kzoo.layers.batch_ensemble", "kzoo.layers.variational", "kzoo.zoo")
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -21,6 +21,7 @@ from .training import (
     EAGER,
     QUICK,
     XLA,
+    brief,
     check_eager,
     check_lowering,
     check_steps,
@@ -375,9 +376,7 @@ def check_batch_sizes(subject):
     """Every batch size the maths allows works, the smallest included."""
     with Check("batch size") as check:
         layer, smallest = subject.built(), subject.smallest
-        sizes = {smallest, subject.batch, 2 * subject.batch}
-        if keras.backend.backend() == "jax":  # It compiles each operation for each.
-            sizes = {smallest}
+        sizes = {smallest} if brief() else {smallest, subject.batch, 2 * subject.batch}
         if session.get().full:
             sizes |= set(range(smallest, 3 * subject.batch, smallest))
         for batch in sorted(sizes):
@@ -531,16 +530,18 @@ def check_inference(subject, model):
 def policies(subject):
     """The policies of mixed precision to check.
 
-    On JAX, where each takes two compilations, by default one, which the class's name
-    decides.
+    If checks are brief, one, which the class's name decides.
     """
-    if QUICK == EAGER or session.get().full:
-        return POLICIES
-    return [POLICIES[zlib.crc32(subject.cls.__name__.encode()) % 2]]
+    if brief():
+        return [POLICIES[zlib.crc32(subject.cls.__name__.encode()) % 2]]
+    return POLICIES
 
 
 def check_mixed_precision(subject):
-    """Outputs in the compute dtype, variables in float32, a finite step."""
+    """Outputs in the compute dtype, variables in float32, a finite step.
+
+    If checks are brief, there is no step.
+    """
     if not subject.is_float:
         return
     with Check("mixed precision"):
@@ -556,7 +557,7 @@ def check_mixed_precision(subject):
         means = is_variational(layer) and at_posterior_mean(
             forward, exact, data[0][0], False
         )
-        if fixed_step:
+        if fixed_step and not brief():
             assign(exact, start)
             train(compile_model(exact, sgd(), QUICK), data)
     for policy in policies(subject):
@@ -587,7 +588,7 @@ def check_mixed_precision(subject):
                 what = f"outputs under {policy} at the means of the posteriors"
                 found = at_posterior_mean(forward, mixed, data[0][0], False)
                 check.close(what, found, means, LOW[compute])
-            if not trainable:
+            if not trainable or brief():
                 continue
             assign(mixed, start)
             scaled = keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=16.0)

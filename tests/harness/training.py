@@ -1,6 +1,6 @@
 """Training a small model: eagerly, as a graph, under XLA, stopped and resumed.
 
-On JAX by default under XLA alone (see `check_steps`).
+On JAX by default under XLA alone, and not stopped (see `brief`).
 """
 
 import keras
@@ -19,6 +19,15 @@ COMPILED = (GRAPH, XLA) if keras.backend.backend() == "tensorflow" else (XLA,)
 
 # For a step or two: JAX run eagerly compiles every single operation.
 QUICK = EAGER if keras.backend.backend() == "tensorflow" else XLA
+
+
+def brief():
+    """Whether to leave to TensorFlow, or to `--all`, what shows on either backend.
+
+    On JAX most of a check's time goes into compilations: an eager step compiles each of
+    its operations, another dtype, batch size or model loaded from a file everything.
+    """
+    return QUICK == XLA and not session.get().full
 
 
 def set_mode(model, mode):
@@ -200,9 +209,9 @@ def check_steps(make, batches, stops, tol=1e-5):
     """Requires training to be the same eagerly, compiled, and after stopping.
 
     By default compiled is by XLA; what it traces is what a graph without it runs, as
-    exports and trainings of the zoo do. With `--all`, a graph is compared too. On JAX,
-    where an eager step compiles each of its operations, only `--all` runs steps
-    eagerly: by default XLA's are stopped and resumed.
+    exports and trainings of the zoo do. With `--all`, a graph is compared too. On JAX
+    only `--all` runs steps eagerly, and stops: by default XLA's must be traced once,
+    and that they give TensorFlow's numbers is shown at the session's end.
 
     Args:
         make: A callable, compile arguments -> a fresh compiled model.
@@ -210,12 +219,13 @@ def check_steps(make, batches, stops, tol=1e-5):
         stops: The numbers of steps after which to stop.
         tol: How close compiled steps must be to eager ones.
     """
-    folder, full = session.get().folder, session.get().full
-    if QUICK == XLA and not full:
-        check_resume(make, batches, folder, stops, XLA)
+    folder = session.get().folder
+    if brief():
+        check_resume(make, batches, folder, (), XLA)
         return
     eager = check_resume(make, batches, folder, stops)
-    check_compiled(make, batches, eager, tol, COMPILED if full else (XLA,))
+    modes = COMPILED if session.get().full else (XLA,)
+    check_compiled(make, batches, eager, tol, modes)
     model = make(EAGER)
     check_eager(lambda: train(model, batches[:1]))
 
