@@ -333,7 +333,7 @@ CLAIMS = {
         )
         for kind, bar in (("dense", 0.6), ("wide_block", 1.1))
         for train in (False, True)
-        for m in ((4, 8, 16) if kind == "dense" else (4,))
+        for m in (4, 8, 16)
     },
     **{
         f"batch_ensemble_{m}_members_at_fixed_rows": (
