@@ -1,5 +1,7 @@
 """A learning rate that warms up and then falls in steps."""
 
+from collections.abc import Iterable
+
 import keras
 from keras import ops
 
@@ -27,7 +29,7 @@ class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     Raises:
         ValueError: If `peak` or `factor` is not above 0, or steps are no integers of at
-            least 0 or not in ascending order.
+            least 0, no list of them, or not in ascending order.
 
     Example:
 
@@ -39,6 +41,11 @@ class StepDecay(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, peak, boundaries, factor, warmup_steps=0):
         self.peak = positive("peak", peak)
+        if not isinstance(boundaries, Iterable):
+            raise ValueError(
+                "expected `boundaries` to be a list of steps. Received: "
+                f"boundaries={boundaries!r}"
+            )
         self.boundaries = [integer("boundaries", b, least=0) for b in boundaries]
         if self.boundaries != sorted(self.boundaries):
             raise ValueError(

@@ -55,6 +55,7 @@ def test_an_optimizer_follows_and_keeps_it(tmp_path):
         {"boundaries": [3, 1]},
         {"boundaries": [-1]},
         {"boundaries": [0.5]},
+        {"boundaries": 4},
     ],
 )
 def test_bad_arguments_are_refused(change):
