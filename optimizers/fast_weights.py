@@ -77,9 +77,16 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
         else. It has no learning rate of its own: assign to those of the two. Clipping
         by global norm, if the optimizer has it, is over each one's gradients.
 
+        What gives both one rate undoes the multiplier, as
+        `keras.callbacks.LearningRateScheduler` does with a function of the epoch that
+        leaves the rate so far aside. Give the optimizer a schedule instead, or the
+        callback a function that returns a multiple of that rate.
+
     Raises:
-        ValueError: If the multiplier is not above 0, the model has no fast weights, the
-            optimizer wraps others, or its learning rate is a function.
+        ValueError: If the multiplier is not above 0, the model has no fast weights, or
+            others of its weights have the names of some and of their layers; if the
+            optimizer is none of Keras's, wraps others, or its learning rate is a
+            function.
 
     Example:
 
@@ -91,11 +98,26 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
     >>> model.compile(with_fast_weights(adam, model), loss="mse")
     """
     multiplier = positive("multiplier", multiplier)
-    names = [re.escape("/".join(w.path.split("/")[-2:])) for w in fast_weights(model)]
-    if not names:
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ValueError(
+            f"expected an optimizer of Keras's. Received: optimizer={optimizer!r}"
+        )
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"expected a `keras.Model`. Received: model={model!r}")
+    fast = fast_weights(model)
+    if not fast:
         raise ValueError(
             "expected a built model with BatchEnsemble layers. Received: "
             f"{model.name}, with {sorted({type(x).__name__ for x in model.layers})}"
+        )
+    names = dict.fromkeys(map(_name, fast))
+    ids = set(map(id, fast))
+    others = [w for w in model.trainable_variables if id(w) not in ids]
+    taken = [w.path for w in others if _name(w) in names]
+    if taken:
+        raise ValueError(
+            "expected fast weights to be told from other weights by their names and "
+            f"their layers': give those layers others. Received: {taken}"
         )
     if hasattr(optimizer, "inner_optimizer") or hasattr(optimizer, "optimizers"):
         raise ValueError(
@@ -118,11 +140,16 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
         config["learning_rate"] = multiplier * rate
     if config.get("weight_decay") is not None:
         config["weight_decay"] = 0.0
-    fast = type(optimizer).from_config(config)
-    # A saved model's paths have other beginnings once it is loaded. One key, for a key
-    # is an optimizer when it is loaded.
-    key = f"(?:.*/)?(?:{'|'.join(dict.fromkeys(names))})"
+    # One key, for a key is an optimizer when it is loaded.
+    key = f"(?:.*/)?(?:{'|'.join(map(re.escape, names))})"
     return keras.optimizers.MultiOptimizer(
-        keras.optimizers.OptimizerMap(optimizer, {key: fast}),
+        keras.optimizers.OptimizerMap(
+            optimizer, {key: type(optimizer).from_config(config)}
+        ),
         loss_scale_factor=optimizer.loss_scale_factor,
     )
+
+
+def _name(weight):
+    """The end of a weight's path, which it has in a loaded model too: `layer/name`."""
+    return "/".join(weight.path.split("/")[-2:])

@@ -109,6 +109,36 @@ def test_resumed_it_goes_on(around, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
+def test_a_function_of_epoch_and_rate_keeps_the_multiplier():
+    model = network()
+    model.compile(with_fast_weights(keras.optimizers.SGD(0.1), model, 0.5), "mse")
+    scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.3 * rate)
+    scheduler.set_model(model)
+    scheduler.on_epoch_begin(1)
+    rates = [float(one.learning_rate) for one in model.optimizer.optimizers]
+    assert rates == pytest.approx([0.015, 0.03])
+
+
+def test_layers_of_one_name_in_two_models():
+    def inside(name, *layers):
+        return keras.Sequential([keras.Input((4,)), *layers], name=name)
+
+    def dense():
+        return DenseBatchEnsemble(4, ensemble_size=2, name="same")
+
+    sgd, x = keras.optimizers.SGD(), keras.Input((4,))
+    model = keras.Model(x, inside("b", dense())(inside("a", dense())(x)))
+    optimizer = with_fast_weights(sgd, model)
+    optimizer.build(model.trainable_variables)
+    paths = [v.path for v in optimizer.optimizers[0]._trainable_variables]
+    assert paths == [f"{n}/same/{w}" for n in "ab" for w in ("alpha", "gamma")]
+    # PReLU's slopes are called alpha too.
+    slopes = inside("b", keras.layers.PReLU(name="same"))
+    model = keras.Model(x, slopes(inside("a", dense())(x)))
+    with pytest.raises(ValueError, match=r"Received: \['b/same/alpha'\]"):
+        with_fast_weights(sgd, model)
+
+
 def test_refusals():
     plain = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
     adam = keras.optimizers.Adam()
@@ -119,3 +149,7 @@ def test_refusals():
             with_fast_weights(adam, network(), multiplier)
     with pytest.raises(ValueError, match="Received: optimizer=Lookahead"):
         with_fast_weights(Lookahead(adam), network())
+    with pytest.raises(ValueError, match="Received: optimizer='adam'"):
+        with_fast_weights("adam", network())
+    with pytest.raises(ValueError, match="Received: model=None"):
+        with_fast_weights(adam, None)
