@@ -45,6 +45,8 @@ class BatchEnsembleLayer(keras.layers.Layer):
             **arguments, **fixed, dtype=self.dtype_policy, name="shared"
         )
         self._of_shared = tuple(arguments)
+        # Before it is built, which may change some.
+        self._shared_config = self.shared.get_config()
         if not (self.trainable and self._shared_starts_trainable):
             self.shared.trainable = False
 
@@ -52,10 +54,11 @@ class BatchEnsembleLayer(keras.layers.Layer):
         """Takes another layer's shared layer, and so its kernel, in place of its own.
 
         Args:
-            other: A layer of the same class and arguments.
+            other: A layer of the same class and arguments of the shared layer, but for
+                initializers.
 
         Raises:
-            ValueError: If it is of another class, or this layer is built already.
+            ValueError: If it is none, or this layer is built already.
         """
         if type(other) is not type(self):
             raise ValueError(
@@ -66,6 +69,13 @@ class BatchEnsembleLayer(keras.layers.Layer):
             raise ValueError(
                 f"expected a layer that is not built yet. Received: {self.name}"
             )
+        for name in self._of_shared:
+            mine, its = (x._shared_config[name] for x in (self, other))
+            if mine != its and not name.endswith("_initializer"):
+                raise ValueError(
+                    f"expected a layer with {name}={mine!r} to share with. Received: "
+                    f"{other.name!r} with {name}={its!r}"
+                )
         self._tracker.untrack(self.shared)
         self.shared = other.shared
 

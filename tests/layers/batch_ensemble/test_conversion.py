@@ -290,6 +290,22 @@ def towers():
     return keras.Model(x, [last(one(x)) for one in inner], name="towers")
 
 
+def test_layers_of_other_arguments_share_nothing():
+    dense, conv = kzoo.layers.DenseBatchEnsemble, kzoo.layers.Conv2DBatchEnsemble
+    for one, other, message in (
+        (dense(3), dense(4), "units=3 to share with. Received: .* with units=4"),
+        (conv(3, 2), conv(3, 2, strides=2), "Received: .* with strides="),
+        (dense(3), conv(3, 2), "expected a DenseBatchEnsemble.*Received: Conv2D"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            one.share_with(other)
+    one, other = dense(3), dense(3, kernel_initializer="ones", ensemble_size=2)
+    other.build((2, 5))
+    one.share_with(other)
+    one.build((4, 5))
+    assert one.kernel is other.kernel
+
+
 def test_two_ensembles_share_one_kernel_of_each_layer():
     plain = randomize(towers())
     first = to_batch_ensemble(plain, M, average=None)
