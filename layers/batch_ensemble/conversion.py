@@ -132,8 +132,9 @@ def to_batch_ensemble(
 
     Raises:
         ValueError: If an argument is out of range, the model is neither Sequential nor
-            functional, no layer has a counterpart, logits are to be averaged of a model
-            that does not end in any, or `share_with` is of another model.
+            functional, no layer has a counterpart, one is stateful, logits are to be
+            averaged of a model that does not end in any, or `share_with` is of another
+            model.
 
     Example:
 
@@ -162,6 +163,8 @@ def to_batch_ensemble(
     fast |= {f"recurrent_{n}": v for n, v in fast.items() if n != "rank"}
 
     inputs = new_inputs(model)
+    if ensemble_size > 1:
+        _check_stateless(model)
     if average == "logits":
         _check_logits(model)
     owners = {} if share_with is None else _pairs(model, share_with)
@@ -245,6 +248,16 @@ def _check_logits(model):
             )
 
 
+def _check_stateless(model):
+    for layer in model._flatten_layers():
+        if getattr(layer, "stateful", False):
+            raise ValueError(
+                "expected no recurrent layer that is `stateful`: its state is of a "
+                "fixed number of rows, and members have more outside training. "
+                f"Received: {type(layer).__name__} {layer.name!r}"
+            )
+
+
 def _pairs(model, made):
     """The layers of an ensemble by the ids of those they were made of."""
     found = {}
@@ -289,10 +302,10 @@ def from_batch_ensemble(model, member):
         for its rows, up to the normalization of logits.
 
     Raises:
-        ValueError: If the model has no such layers, there is no such member, or
-            something with members is left: a layer that is not of these, or inside of
-            another layer, or `TileMembers` and `AverageMembers` inside of a nested
-            Sequential model.
+        ValueError: If the model has no such layers, one is stateful, there is no such
+            member, or something with members is left: a layer that is not of these, or
+            inside of another layer, or `TileMembers` and `AverageMembers` inside of a
+            nested Sequential model.
 
     Example:
 
@@ -316,6 +329,8 @@ def from_batch_ensemble(model, member):
             return args[0]
         return layer(*args, **kwargs)
 
+    new_inputs(model)  # Or it raises.
+    _check_stateless(model)
     if isinstance(model, keras.Sequential):
         made, _ = converted(model, convert, fill, WITH_MEMBERS)
         kept = [layer for layer in made.layers if not isinstance(layer, OF_MEMBERS)]

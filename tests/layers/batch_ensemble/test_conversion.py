@@ -356,6 +356,17 @@ def test_a_compiled_model_is_converted_without_its_loss():
     assert not ensemble.compiled and not member.compiled
 
 
+def test_layers_with_a_state_from_batch_to_batch_are_refused():
+    x = keras.Input((3, 2), batch_size=4)
+    plain = keras.Model(x, layers.Dense(2)(layers.GRU(3, stateful=True, name="s")(x)))
+    with pytest.raises(ValueError, match="stateful.*Received: GRU 's'"):
+        to_batch_ensemble(plain, 2)
+    to_batch_ensemble(plain, 1)  # The same rows in training and outside.
+    y = kzoo.layers.GRUBatchEnsemble(3, ensemble_size=2, stateful=True)(x)
+    with pytest.raises(ValueError, match="stateful.*Received: GRUBatchEnsemble"):
+        from_batch_ensemble(keras.Model(x, y), 0)
+
+
 def test_members_that_would_be_left_are_refused():
     x = keras.Input((4,))
     inner = keras.Sequential([TileMembers(M), DenseBatchEnsemble(3, ensemble_size=M)])
