@@ -134,7 +134,8 @@ class AverageMembers(keras.layers.Layer):
 
     Raises:
         ValueError: If `ensemble_size` is not an integer of at least 1, or does not
-            divide the number of rows.
+            divide the number of rows, or there is but one logit, whose probability
+            would be 1.
 
     Example:
 
@@ -157,6 +158,14 @@ class AverageMembers(keras.layers.Layer):
         self.input_spec = keras.InputSpec(min_ndim=2 if from_logits else 1)
         self.supports_masking = True
         self._training = False
+
+    def build(self, input_shape):
+        """Checks the number of logits."""
+        if self.from_logits and input_shape[-1] == 1:
+            raise ValueError(
+                "expected logits of at least two classes, or `from_logits=False`. "
+                f"Received: inputs of shape {tuple(input_shape)}"
+            )
 
     def call(self, inputs, training=False):
         """Returns members' or, outside training, the ensemble's outputs."""

@@ -260,6 +260,13 @@ def test_average_refuses_rows_that_do_not_split():
         AverageMembers(4)(keras.Input((3,), batch_size=6))
 
 
+def test_one_logit_is_none():
+    for x in (np.zeros((4, 1)), keras.Input((1,))):
+        with pytest.raises(ValueError, match="two classes.*Received: inputs of shape"):
+            AverageMembers(2)(x)
+    assert AverageMembers(2, from_logits=False)(np.zeros((4, 1))).shape == (2, 1)
+
+
 @pytest.mark.parametrize("layer", (TileMembers, AverageMembers))
 @pytest.mark.parametrize("size", (0, -2, 1.5, None, True))
 def test_bad_ensemble_size(layer, size):
