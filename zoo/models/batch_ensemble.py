@@ -7,6 +7,8 @@ from ...layers import (
     DenseBatchEnsemble,
     batch_ensemble_initializer,
 )
+from ...layers.batch_ensemble.base import BatchEnsembleLayer
+from ...layers.batch_ensemble.member_weights import MemberWeights
 
 
 def batch_ensemble(ensemble_size, fast_weights):
@@ -37,3 +39,21 @@ def batch_ensemble(ensemble_size, fast_weights):
         "dense": partial(DenseBatchEnsemble, **method),
         "ensemble_size": ensemble_size,
     }
+
+
+def check_members(model, ensemble_size):
+    """Raises ValueError unless a model's layers have the members that it is for.
+
+    Args:
+        model: The model that factories have made the layers of.
+        ensemble_size: M, the number of members of which the model tiles its inputs and
+            averages its outputs; 1 for a single network.
+    """
+    kinds = (BatchEnsembleLayer, MemberWeights)
+    layers = [x for x in model._flatten_layers() if isinstance(x, kinds)]
+    sizes = {layer.ensemble_size for layer in layers} or {1}
+    if sizes != {ensemble_size}:
+        raise ValueError(
+            "expected factories of layers with `ensemble_size` members. Received: "
+            f"ensemble_size={ensemble_size}, and layers of {sorted(sizes)} members"
+        )

@@ -5,6 +5,7 @@ import keras
 from ...layers import AverageMembers, TileMembers
 from ...layers.ops.arguments import integer
 from ..registry import register_model
+from .batch_ensemble import check_members
 from .pixels import IMAGENET
 
 
@@ -70,7 +71,7 @@ def bottleneck_resnet(
 
     Raises:
         ValueError: If a number of `blocks`, `width` or `ensemble_size` is no integer of
-            at least 1.
+            at least 1, or the factories' layers have other members.
 
     Example:
 
@@ -127,7 +128,9 @@ def bottleneck_resnet(
     x = dense(classes, kernel_regularizer=penalty, dtype=dtype, name="logits")(x)
     if ensemble_size > 1:
         x = AverageMembers(ensemble_size, name="average_members")(x)
-    return keras.Model(image, x, name=name)
+    model = keras.Model(image, x, name=name)
+    check_members(model, ensemble_size)
+    return model
 
 
 @register_model(

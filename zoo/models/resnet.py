@@ -5,7 +5,7 @@ import keras
 from ...layers import AverageMembers, NormalPrior, TileMembers, to_bayesian
 from ...layers.ops.arguments import integer
 from ..registry import register_model
-from .batch_ensemble import batch_ensemble
+from .batch_ensemble import batch_ensemble, check_members
 from .pixels import CIFAR10
 
 
@@ -66,7 +66,7 @@ def resnet(
 
     Raises:
         ValueError: If `depth` is not 6n + 2, or `width` or `ensemble_size` no
-            integer of at least 1.
+            integer of at least 1, or the factories' layers have other members.
 
     Example:
 
@@ -121,7 +121,9 @@ def resnet(
     x = dense(classes, kernel_regularizer=penalty, dtype=dtype, name="logits")(x)
     if ensemble_size > 1:
         x = AverageMembers(ensemble_size, name="average_members")(x)
-    return keras.Model(image, x, name=name)
+    model = keras.Model(image, x, name=name)
+    check_members(model, ensemble_size)
+    return model
 
 
 _DIGITS = {

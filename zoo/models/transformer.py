@@ -7,6 +7,7 @@ from keras import ops
 from ...layers import AverageMembers, TileMembers
 from ...layers.ops.arguments import integer, rate
 from ...layers.ops.batch_ensemble import split_members
+from .batch_ensemble import check_members
 
 
 def transformer(
@@ -80,7 +81,8 @@ def transformer(
 
     Raises:
         ValueError: If a number is no integer of at least 1, `width` is not even or not
-            a multiple of `heads`, or `dropout` is not at least 0 and below 1.
+            a multiple of `heads`, `dropout` is not at least 0 and below 1, or the
+            factories' layers have other members.
 
     Example:
 
@@ -158,7 +160,9 @@ def transformer(
     x = logits([x, table(all_ids), ids["target"]])
     if ensemble_size > 1:
         x = AverageMembers(ensemble_size, name="average_members")(x)
-    return keras.Model(inputs, x, name=name)
+    model = keras.Model(inputs, x, name=name)
+    check_members(model, ensemble_size)
+    return model
 
 
 @keras.saving.register_keras_serializable(package="kzoo", name="TransformerPositions")

@@ -5,7 +5,7 @@ import keras
 from ...layers import AverageMembers, TileMembers
 from ...layers.ops.arguments import integer
 from ..registry import register_model
-from .batch_ensemble import batch_ensemble
+from .batch_ensemble import batch_ensemble, check_members
 from .pixels import CIFAR10
 
 
@@ -73,7 +73,7 @@ def wide_resnet(
 
     Raises:
         ValueError: If `depth` is not 6n + 4, or `width` or `ensemble_size` no
-            integer of at least 1.
+            integer of at least 1, or the factories' layers have other members.
 
     Example:
 
@@ -145,7 +145,9 @@ def wide_resnet(
     )(x)
     if ensemble_size > 1:
         x = AverageMembers(ensemble_size, name="average_members")(x)
-    return keras.Model(image, x, name=name)
+    model = keras.Model(image, x, name=name)
+    check_members(model, ensemble_size)
+    return model
 
 
 _CIFAR10 = {
