@@ -208,6 +208,8 @@ def test_what_does_not_fit_is_refused():
     y = np.arange(60) % 3
     with pytest.raises(ValueError, match="labels of 3 classes. Received"):
         fit_temperature(plain(), X, y + 1)
+    with pytest.raises(ValueError, match="labels of 3 classes. Received"):
+        optimal_temperature(numpy(plain()(X)), 0.5 * y)
     with pytest.raises(ValueError, match=r"as many labels.*Received: \[59, 60\]"):
         fit_temperature(plain(), X, y[:59])
     with pytest.raises(ValueError, match="Received: none"):

@@ -40,7 +40,7 @@ class CoverageAtRisk(SelectiveMetric):
             or an index that is none of 0 ... C - 1, makes the result NaN.
         y_pred: Probabilities or logits, `[B, C]` or, of M members, `[B, M, C]`.
         sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
-            is absent, whatever it holds.
+            is absent, whatever it holds; a weight below 0 makes the result NaN.
 
     Raises:
         ValueError: If `risk` or `score` is out of range, or labels or predictions have

@@ -60,8 +60,10 @@ def label_probabilities(y_true, like):
         return ops.cast(y_true, "float32")
     if len(shape) == 1 or (len(shape) == 2 and shape[1] == 1):
         index = ops.reshape(y_true, (-1, 1))
+        whole = ops.cast(index, "int32")
         is_class = ops.logical_and(index >= 0, index < classes)
-        one_hot = ops.one_hot(ops.cast(index[:, 0], "int32"), classes)
+        is_class = ops.logical_and(is_class, ops.equal(whole, index))
+        one_hot = ops.one_hot(whole[:, 0], classes)
         return ops.where(is_class, one_hot, float("nan"))
     raise ValueError(
         f"`y_true` must hold class indices, [B] or [B, 1], or one row of {classes} "
@@ -77,13 +79,14 @@ def example_weights(sample_weight, like):
         like: Tensor `[B]`, whose shape and dtype the weights take.
 
     Returns:
-        Tensor `[B]`.
+        Tensor `[B]`. A weight below 0 is NaN: no example counts less than nothing.
     """
     if sample_weight is None:
         return ops.ones_like(like)
     sample_weight = ops.cast(ops.convert_to_tensor(sample_weight), like.dtype)
     if len(sample_weight.shape) == 2:
         sample_weight = ops.squeeze(sample_weight, -1)
+    sample_weight = ops.where(sample_weight >= 0, sample_weight, float("nan"))
     return ops.broadcast_to(sample_weight, ops.shape(like))
 
 

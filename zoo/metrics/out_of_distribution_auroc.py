@@ -15,7 +15,8 @@ class OutOfDistributionAUROC(OutOfDistributionMetric):
 
         AUROC = P(v > u) + P(v = u) / 2:
 
-    1 if a threshold separates the two kinds, 1/2 if the score knows nothing.
+    1 if a threshold separates the two kinds, 1/2 if the score knows nothing. Of one
+    kind alone it is NaN, as scikit-learn has it (torchmetrics' is 0, with a warning).
 
     So that the metric streams in constant memory, examples are counted in 65,536 cells
     of the score, as equal if they agree in their first digits, to 0.8 %. Of cells with
@@ -42,7 +43,7 @@ class OutOfDistributionAUROC(OutOfDistributionMetric):
         y_pred: Probabilities or logits, `[B, C]` or, of M members, `[B, M, C]`; raw
             scores `[B]` or `[B, 1]`.
         sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
-            is absent, whatever it holds.
+            is absent, whatever it holds; a weight below 0 makes the result NaN.
 
     Raises:
         ValueError: If `score` is none of these, or labels or predictions have another
@@ -67,7 +68,7 @@ class OutOfDistributionAUROC(OutOfDistributionMetric):
         super().__init__(score, from_logits, name, dtype)
 
     def result(self):
-        """Returns the area, 0 unless examples of both kinds were seen."""
+        """Returns the area: NaN of one kind alone, 0 before any example."""
         out, inside = self.with_event, self.without
         below = ops.divide_no_nan(before(inside) + inside / 2, ops.sum(inside))
-        return ops.sum(ops.divide_no_nan(out, ops.sum(out)) * below)
+        return self.if_both(ops.sum(ops.divide_no_nan(out, ops.sum(out)) * below))

@@ -16,7 +16,8 @@ class OutOfDistributionFPR(OutOfDistributionMetric):
 
         FPR = P(u >= τ) at the largest τ with P(v >= τ) >= r:
 
-    with the recall r = 0.95 what is known as FPR95, 0 at best.
+    with the recall r = 0.95 what is known as FPR95, 0 at best. If all examples are of
+    one kind it is NaN.
 
     Thresholds are the ends of 65,536 cells of the score, in which examples are counted:
     as equal if they agree in their first digits, to 0.8 %. The value is thus at most
@@ -41,7 +42,7 @@ class OutOfDistributionFPR(OutOfDistributionMetric):
         y_pred: Probabilities or logits, `[B, C]` or, of M members, `[B, M, C]`; raw
             scores `[B]` or `[B, 1]`.
         sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
-            is absent, whatever it holds.
+            is absent, whatever it holds; a weight below 0 makes the result NaN.
 
     Raises:
         ValueError: If `recall` or `score` is out of range, or labels or predictions
@@ -68,15 +69,14 @@ class OutOfDistributionFPR(OutOfDistributionMetric):
         self.recall = share("recall", recall)
 
     def result(self):
-        """Returns the rate, 0 unless examples of both kinds were seen."""
+        """Returns the rate: NaN of one kind alone, 0 before any example."""
         all_out, all_inside = ops.sum(self.with_event), ops.sum(self.without)
         found = all_out - before(self.with_event)
         enough = found >= self.recall * all_out * (1 - ROUNDING)
         # `found` falls from cell to cell.
         last = ops.sum(ops.cast(enough, "int32")) - 1
         false = all_inside - ops.take(before(self.without), last)
-        # A total is NaN if an example is.
-        return ops.divide_no_nan(false, all_inside) + 0.0 * all_out
+        return self.if_both(ops.divide_no_nan(false, all_inside))
 
     def get_config(self):
         """Returns the constructor's arguments."""

@@ -31,7 +31,7 @@ class PredictiveEntropy(MeanOverExamples):
         y_pred: Probabilities or logits of M members, `[B, M, C]`, or of one model,
             `[B, C]`.
         sample_weight: None, or weights `[B]` or `[B, 1]`. An example of weight 0
-            is absent, whatever it holds.
+            is absent, whatever it holds; a weight below 0 makes the result NaN.
 
     Raises:
         ValueError: If predictions have another shape.

@@ -114,8 +114,15 @@ class OutOfDistributionMetric(RankingMetric):
                 f"y_true with shape {shape} and y_pred with {rows} rows"
             )
         label = ops.cast(y_true, "float32")
+        is_label = ops.logical_or(ops.equal(label, 0), ops.equal(label, 1))
         # A compiled program cannot raise, and no number would be right.
-        return ops.where(ops.logical_and(label >= 0, label <= 1), label, float("nan"))
+        return ops.where(is_label, label, float("nan"))
+
+    def if_both(self, value):
+        """Returns a value; NaN if one kind alone was seen, 0 before any example."""
+        out, inside = ops.sum(self.with_event), ops.sum(self.without)
+        value = ops.where(ops.logical_and(out > 0, inside > 0), value, float("nan"))
+        return ops.where(ops.equal(out + inside, 0), 0.0, value)
 
 
 def uncertainty(y_pred, score, from_logits):

@@ -24,6 +24,7 @@ LABELLED = [
 BAD = {
     "NaN": np.array([0, np.nan, 1], "float32"),
     "no class": np.array([0, 2, 1]),
+    "between two": np.array([0, 0.5, 1], "float32"),
     "NaN in a row": np.array([[1, 0], [0, np.nan], [0, 1]], "float32"),
 }
 
@@ -77,6 +78,15 @@ def test_with_weight_zero_an_example_is_absent(metric, kwargs, how):
         assert value(metric, how, labels, probs, weights) == expected
         metric.update_state(labels, probs, weights)
         assert float(metric.result()) == expected
+
+
+@pytest.mark.parametrize(
+    ("metric", "kwargs"), [*LABELLED, (PredictiveEntropy, {}), (MutualInformation, {})]
+)
+def test_a_weight_below_zero_gives_nan(metric, kwargs):
+    metric = metric(**kwargs)
+    metric.update_state(np.array([0, 1, 1]), PROBS, np.array([1, -1, 2]))
+    assert np.isnan(metric.result())
 
 
 @how

@@ -237,21 +237,26 @@ def test_nan_gives_nan_and_weight_zero_is_absent(metric_class):
     y_true = np.array([0.0, 1.0, 0.0, 1.0])
     expected = value(metric_class(), y_true[:3], y_pred[:3])
     bad = [(y_true, np.where(np.arange(4)[:, None] == 3, np.nan, y_pred))]
-    bad += [(np.where(np.arange(4) == 3, label, y_true), y_pred) for label in (2, -1)]
+    labels = (2, -1, 0.5)
+    bad += [(np.where(np.arange(4) == 3, label, y_true), y_pred) for label in labels]
     for labels, predictions in bad:
         assert np.isnan(value(metric_class(), labels, predictions))
         weight = np.float32([1, 1, 1, 0])
         found = value(metric_class(), labels, predictions, weight)
         assert found == pytest.approx(expected)
+    negative = np.float32([1, 1, 1, -1])
+    assert np.isnan(value(metric_class(), y_true, y_pred, negative))
 
 
 @pytest.mark.parametrize("metric_class", SELECTIVE + DETECTION)
-def test_one_kind_alone_and_an_empty_batch_count_nothing(metric_class):
+def test_an_empty_batch_counts_nothing_and_one_kind_alone_is_not_ranked(metric_class):
     metric = metric_class()
     assert value(metric, np.zeros(0, "int32"), np.zeros((0, 2), "float32")) == 0
     if metric_class in DETECTION:
         for label in (0, 1):
-            assert value(metric_class(), [label], [[0.7, 0.3]]) == 0
+            metric = metric_class()
+            assert np.isnan(value(metric, [label], [[0.7, 0.3]]))
+            assert np.isfinite(value(metric, [1 - label], [[0.7, 0.3]]))
 
 
 @pytest.mark.parametrize("metric_class", SELECTIVE + DETECTION)
