@@ -117,6 +117,12 @@ class Predictions(keras.Model):
         return self._predict(inputs)
 
 
+def row_counts(inputs):
+    """Returns the numbers of rows of arrays, a set: empty of what streams batches."""
+    arrays = keras.tree.flatten(inputs)
+    return {x.shape[0] for x in arrays if getattr(x, "shape", ())}
+
+
 def check_samples(samples, model):
     """Returns K, or raises a ValueError if a model has nothing to draw."""
     if can_sample(model):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 
 from ..diversity import measure_diversity
-from ..predictive import Predictions, ensemble_size
+from ..predictive import Predictions, ensemble_size, row_counts
 
 
 class MemberMetrics(keras.callbacks.Callback):
@@ -28,13 +28,14 @@ class MemberMetrics(keras.callbacks.Callback):
     Args:
         inputs: Examples, such as the validation split's: anything that the `predict` of
             the model takes.
-        labels: Their classes, integers `[N]`.
+        labels: Their classes, integers `[N]` or `[N, 1]`.
         batch_size: Number of inputs that are predicted at a time.
         name: What the names in the logs begin with.
 
     Raises:
-        ValueError: From `fit`, if the model is no classifier that averages two members
-            or more (see `kzoo.zoo.predictive.classification`).
+        ValueError: If labels are no integers, or not one for each of the inputs; from
+            `fit`, if the model is no classifier that averages two members or more (see
+            `kzoo.zoo.predictive.classification`).
 
     Example:
 
@@ -54,7 +55,18 @@ class MemberMetrics(keras.callbacks.Callback):
 
     def __init__(self, inputs, labels, batch_size=256, name="member"):
         super().__init__()
-        self.inputs, self.labels = inputs, np.asarray(labels)
+        labels = np.asarray(labels)
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
+        rows = row_counts(inputs)
+        is_list = labels.ndim == 1 and labels.dtype.kind in "iu" and len(labels)
+        if not is_list or rows - {len(labels)}:
+            raise ValueError(
+                "expected an integer for each of the inputs, at least one. Received: "
+                f"labels of shape {labels.shape} and {labels.dtype} for inputs of "
+                f"{sorted(rows)} rows"
+            )
+        self.inputs, self.labels = inputs, labels
         self.batch_size, self.name = batch_size, name
 
     def on_train_begin(self, logs=None):

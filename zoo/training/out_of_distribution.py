@@ -5,7 +5,7 @@ import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from ..metrics.ranking import SCORES, uncertainty
-from ..predictive import Predictions
+from ..predictive import Predictions, row_counts
 
 RECALL = 0.95
 
@@ -36,8 +36,8 @@ class OutOfDistribution(keras.callbacks.Callback):
         name: What the names in the logs begin with.
 
     Raises:
-        ValueError: If `score` is none of these; from `fit`, if the model does not end
-            in logits.
+        ValueError: If `score` is none of these, or there are no inputs of one kind;
+            from `fit`, if the model does not end in logits.
 
     Example:
 
@@ -63,6 +63,9 @@ class OutOfDistribution(keras.callbacks.Callback):
                 f"expected `score` to be one of {list(SCORES)}, or a function. "
                 f"Received: score={score!r}"
             )
+        for kind, inputs in (("inputs_in", inputs_in), ("inputs_out", inputs_out)):
+            if 0 in row_counts(inputs):
+                raise ValueError(f"expected `{kind}` to have rows. Received: none")
         self.inputs = inputs_in, inputs_out
         self.score, self.batch_size, self.name = score, batch_size, name
 

@@ -53,7 +53,7 @@ def test_logs_what_each_members_own_model_says():
             # The logs already have them: callbacks that follow can watch them.
             assert found.keys() <= logs.keys()
 
-    watch = MemberMetrics(X, Y, batch_size=8, name="m")
+    watch = MemberMetrics(X, Y[:, None], batch_size=8, name="m")
     found = model.fit(
         X, Y, batch_size=10, epochs=2, callbacks=[watch, Recompute()], verbose=0
     ).history
@@ -61,6 +61,12 @@ def test_logs_what_each_members_own_model_says():
         for name, figure in figures.items():
             assert found[name][epoch] == pytest.approx(figure, abs=1e-5), name
     assert expected[0]["m_ambiguity"] > 1e-3 and expected[0]["m_disagreement"] > 0
+
+
+@pytest.mark.parametrize("labels", [Y[1:], Y[:0], Y.astype("float32"), np.eye(3)[Y]])
+def test_labels_that_do_not_fit_are_refused(labels):
+    with pytest.raises(ValueError, match="for each.*Received: labels of shape"):
+        MemberMetrics(X, labels)
 
 
 def test_a_model_of_one_member_is_refused():

@@ -90,6 +90,9 @@ def test_a_training_that_diverges_is_logged_and_left_to_others():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="`score`.*Received: score='raw'"):
         OutOfDistribution(X, OUT, "raw")
+    for name, inputs in (("inputs_in", (X[:0], OUT)), ("inputs_out", (X, OUT[:0]))):
+        with pytest.raises(ValueError, match=f"`{name}`.*Received: none"):
+            OutOfDistribution(*inputs)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "softmax")])
     model.compile("sgd", "sparse_categorical_crossentropy")
     with pytest.raises(ValueError, match="logits, not in probabilities"):
