@@ -4,7 +4,7 @@ import random
 
 import keras
 
-from ..ops.arguments import is_integer
+from ..ops.arguments import finite, is_integer, is_number
 from ..ops.random import bernoulli
 
 
@@ -40,9 +40,9 @@ class RandomSign(keras.initializers.Initializer):
     """
 
     def __init__(self, probs=0.5, seed=None):
-        if not 0 <= probs <= 1:
+        if not (is_number(probs) and 0 <= probs <= 1):
             raise ValueError(
-                f"`probs` must be a probability, in [0, 1]. Received: probs={probs}"
+                f"`probs` must be a probability, in [0, 1]. Received: probs={probs!r}"
             )
         if not (seed is None or is_integer(seed)):
             raise ValueError(
@@ -80,7 +80,7 @@ def batch_ensemble_initializer(value, seed=None):
         A `keras.initializers.Initializer`.
 
     Raises:
-        ValueError: If `value` is greater than 1.
+        ValueError: If `value` is no finite number, or greater than 1.
 
     Example:
 
@@ -90,6 +90,7 @@ def batch_ensemble_initializer(value, seed=None):
     >>> batch_ensemble_initializer(-0.5).get_config()["stddev"]
     0.5
     """
+    value = finite("value", value)
     if value > 1:
         raise ValueError(
             "`value` must be a probability (up to 1), 0, or minus a standard "

@@ -117,9 +117,10 @@ def test_seeded_initializers_survive_the_layers_config():
         )
 
 
-@pytest.mark.parametrize("probs", (-0.1, 1.1))
+@pytest.mark.parametrize("probs", (-0.1, 1.1, "half"))
 def test_bad_probability(probs):
-    with pytest.raises(ValueError, match=f"`probs` must be .*Received: probs={probs}"):
+    message = f"`probs` must be .*Received: probs={probs!r}"
+    with pytest.raises(ValueError, match=message):
         RandomSign(probs)
 
 
@@ -129,6 +130,7 @@ def test_bad_seed(seed):
         RandomSign(seed=seed)
 
 
-def test_bad_value():
-    with pytest.raises(ValueError, match="Received: value=1.5"):
-        batch_ensemble_initializer(1.5)
+@pytest.mark.parametrize("value", (1.5, float("nan"), "half"))
+def test_bad_value(value):
+    with pytest.raises(ValueError, match=f"Received: value={value!r}"):
+        batch_ensemble_initializer(value)
