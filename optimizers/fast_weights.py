@@ -45,6 +45,29 @@ class ScaledSchedule(keras.optimizers.schedules.LearningRateSchedule):
         return cls(schedule, config["factor"])
 
 
+@keras.saving.register_keras_serializable(package="kzoo", name="WithFastWeights")
+class _WithFastWeights(keras.optimizers.MultiOptimizer):
+    """Keras's, with a learning rate, which wrappers and their callbacks ask it for."""
+
+    def __init__(self, optimizer_map, multiplier, **kwargs):
+        super().__init__(optimizer_map, **kwargs)
+        self.multiplier = multiplier
+
+    @property
+    def learning_rate(self):
+        _, others = self.optimizers
+        return others.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value):
+        fast, others = self.optimizers
+        fast.learning_rate = self.multiplier * value
+        others.learning_rate = value
+
+    def get_config(self):
+        return {**super().get_config(), "multiplier": self.multiplier}
+
+
 def with_fast_weights(optimizer, model, multiplier=0.5):
     """Makes an optimizer whose steps along BatchEnsemble's fast weights are others.
 
@@ -74,8 +97,9 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
     Returns:
         A `keras.optimizers.MultiOptimizer` to be given to `compile`. Its `optimizers`
         are a copy of `optimizer` for the fast weights, and `optimizer` itself for all
-        else. It has no learning rate of its own: assign to those of the two. Clipping
-        by global norm, if the optimizer has it, is over each one's gradients.
+        else. Its learning rate is that of all else, and a number assigned to it changes
+        both. Clipping by global norm, if the optimizer has it, is over each one's
+        gradients.
 
         What gives both one rate undoes the multiplier, as
         `keras.callbacks.LearningRateScheduler` does with a function of the epoch that
@@ -142,10 +166,11 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
         config["weight_decay"] = 0.0
     # One key, for a key is an optimizer when it is loaded.
     key = f"(?:.*/)?(?:{'|'.join(map(re.escape, names))})"
-    return keras.optimizers.MultiOptimizer(
+    return _WithFastWeights(
         keras.optimizers.OptimizerMap(
             optimizer, {key: type(optimizer).from_config(config)}
         ),
+        multiplier,
         loss_scale_factor=optimizer.loss_scale_factor,
     )
 

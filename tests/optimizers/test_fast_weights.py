@@ -109,13 +109,17 @@ def test_resumed_it_goes_on(around, tmp_path):
     np.testing.assert_allclose(*losses, rtol=1e-5)
 
 
-def test_a_function_of_epoch_and_rate_keeps_the_multiplier():
+@pytest.mark.parametrize(
+    "around", [lambda x: x, Lookahead, keras.optimizers.LossScaleOptimizer]
+)
+def test_a_learning_rate_that_changes_keeps_the_multiplier(around):
     model = network()
-    model.compile(with_fast_weights(keras.optimizers.SGD(0.1), model, 0.5), "mse")
+    both = with_fast_weights(keras.optimizers.SGD(0.1), model, 0.5)
+    model.compile(around(both), "mse")
     scheduler = keras.callbacks.LearningRateScheduler(lambda epoch, rate: 0.3 * rate)
     scheduler.set_model(model)
-    scheduler.on_epoch_begin(1)
-    rates = [float(one.learning_rate) for one in model.optimizer.optimizers]
+    scheduler.on_epoch_begin(0)
+    rates = [float(one.learning_rate) for one in both.optimizers]
     assert rates == pytest.approx([0.015, 0.03])
 
 
