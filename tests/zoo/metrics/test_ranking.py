@@ -244,7 +244,7 @@ def test_nan_gives_nan_and_weight_zero_is_absent(metric_class):
         weight = np.float32([1, 1, 1, 0])
         found = value(metric_class(), labels, predictions, weight)
         assert found == pytest.approx(expected)
-    negative = np.float32([1, 1, 1, -1])
+    negative = np.float32([1, 1, 1, -0.5])
     assert np.isnan(value(metric_class(), y_true, y_pred, negative))
 
 
