@@ -57,6 +57,22 @@ def test_two_members_by_hand():
     a, b = np.log([9, 4]), np.log([1.5, 3 / 7])
     cosine = a @ b / np.sqrt(a @ a * (b @ b))
     np.testing.assert_allclose(report.similarity, [[1, cosine], [cosine, 1]])
+    assert report.figures() == pytest.approx(
+        {
+            "members": 2,
+            "examples": 2,
+            "disagreement": 0.5,
+            "similarity": cosine,
+            "member_accuracy": 0.75,
+            "ensemble_accuracy": 0.5,
+            "member_nll": np.mean(nll),
+            "ambiguity": np.mean(nll) + np.log([0.75, 0.45]).mean(),
+            "ensemble_nll": -np.log([0.75, 0.45]).mean(),
+            "member_brier": (0.65 + 0.25) / 2,
+            "variance": (2 * 0.15**2 + 2 * 0.25**2) / 2,
+            "ensemble_brier": (0.125 + 2 * 0.55**2) / 2,
+        }
+    )
 
 
 @pytest.mark.parametrize("seed", range(3))

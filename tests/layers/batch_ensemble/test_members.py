@@ -102,6 +102,13 @@ def test_average_in_training_is_each_members_own():
     )
 
 
+def test_outputs_that_are_no_logits_are_averaged_as_they_are():
+    x, layer = normal(M * 2, CLASSES), AverageMembers(M, from_logits=False)
+    np.testing.assert_array_equal(values(layer(x, training=True)), x)
+    expected = x.reshape(M, 2, CLASSES).mean(0)
+    np.testing.assert_allclose(values(layer(x)), expected, atol=1e-6)
+
+
 def test_average_over_sequences():
     logits = normal(M * 2, 6, CLASSES)
     probs = scipy.special.softmax(logits, -1).reshape(M, 2, 6, CLASSES).mean(0)
