@@ -19,6 +19,7 @@ import kzoo.layers
 from harness import components, fresh
 from harness import session as harness_session
 from harness.skips import StrictSkips
+from harness.values import asked_for
 from kzoo.layers.ops import random as kzoo_random
 from kzoo.zoo import registry
 
@@ -33,9 +34,10 @@ def register(cls):
 
 
 @pytest.fixture(autouse=True)
-def own_session(tmp_path, monkeypatch):
+def own_session(tmp_path, monkeypatch, pytestconfig):
     """What the toys leave must not reach the real session's fresh processes."""
-    mine = harness_session.Session(tmp_path)
+    full = BACKEND == "jax" and asked_for(pytestconfig)
+    mine = harness_session.Session(tmp_path, full)
     mine.repeats = True
     monkeypatch.setattr(harness_session, "current", mine)
     return mine

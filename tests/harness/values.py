@@ -16,8 +16,7 @@ def leave_to_tensorflow(config, items, folder, kept):
         folder: Name of the folder of tests that this is about.
         kept: Parts of the ids of tests that stay.
     """
-    asked = config.option.all or any("::" in argument for argument in config.args)
-    if keras.backend.backend() != "jax" or asked:
+    if keras.backend.backend() != "jax" or asked_for(config):
         return
     gone = [
         item
@@ -27,3 +26,8 @@ def leave_to_tensorflow(config, items, folder, kept):
     ]
     config.hook.pytest_deselected(items=gone)
     items[:] = [item for item in items if item not in gone]
+
+
+def asked_for(config):
+    """Whether everything was asked for, or tests by name."""
+    return config.option.all or any("::" in argument for argument in config.args)
