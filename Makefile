@@ -33,9 +33,9 @@ ON_TENSORFLOW = env KERAS_BACKEND=tensorflow $(PY) -m pytest $(PYTEST)
 ON_JAX = env KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST)
 SHARED := tests/layers/ops tests/layers/variational/test_dense.py
 
-# The whole suite: once on TensorFlow, and what is not TensorFlow's own on JAX. A process
-# keeps one core busy, so two run at a time, each half of the work; the output of the
-# second one follows at the end.
+# The suite: on TensorFlow, and on JAX all contracts and what it may make different (the
+# KEPT of conftest files). A process keeps one core busy, so two run at a time, each half
+# of the work; the output of the second one follows at the end.
 test: lint
 	@mkdir -p runs
 	@echo "Two processes at a time; what the second prints follows at the end."
@@ -60,7 +60,7 @@ test: lint
 test-fast: lint
 	$(QUICKLY) $(ON_TENSORFLOW) --fast -n 2 --dist loadfile
 
-# The full cross product of dtypes and pairs, which takes long.
+# All tests on both backends, and the full cross product of dtypes and pairs: takes long.
 test-all:
 	$(MAKE) test PYTEST=--all XLA_QUICK=
 
