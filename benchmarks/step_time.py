@@ -366,10 +366,15 @@ def seconds(step, steps):
 def measure(method, peer, rounds):
     """Returns each round's seconds a step, [rounds, 2]: of the method, of its peer."""
     for step in (method, peer):
-        seconds(step, 5)  # compile and warm up
+        seconds(step, 2)  # compile and warm up
     # Blocks of about a quarter of a second, so that the clock and the scheduler are
-    # small beside them, and a multiple of 6, Lookahead's period.
-    steps = {s: 6 * max(1, round(0.25 / seconds(s, 6) / 6)) for s in (method, peer)}
+    # small beside them, and a multiple of 6, Lookahead's period; of steps that take
+    # more than a second, single ones.
+    steps = {}
+    for step in (method, peer):
+        steps[step] = 1
+        if seconds(step, 1) < 1:
+            steps[step] = 6 * max(1, round(0.25 / seconds(step, 6) / 6))
     times = []
     for i in range(rounds):
         turns = (method, peer) if i % 2 == 0 else (peer, method)

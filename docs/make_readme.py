@@ -215,13 +215,11 @@ def evolution_table():
 
 def calibration_tables():
     """Returns the test figures of benchmarks/calibration.py, over seeds."""
-    records = [
-        record
-        for record in results.read(ROOT / "benchmarks/results/calibration.jsonl")
-        if "test" in record["splits"]
-    ]
+    found = [*results.read(ROOT / "benchmarks/results/calibration.jsonl")]
+    methods = dict.fromkeys(r["method"] for r in found)
+    records = [r for r in found if "test" in r["splits"]]
     lines = []
-    for task in dict.fromkeys(r["task"] for r in records):
+    for task in dict.fromkeys(r["task"] for r in found):
         of_task = [r for r in records if r["task"] == task]
         names = list(of_task[0]["test"])
         has_cost = "passes" in of_task[0]
@@ -232,8 +230,10 @@ def calibration_tables():
             f"| {' | '.join(titles)} |",
             "|---" * (2 + len(titles)) + "|",
         ]
-        for method in dict.fromkeys(r["method"] for r in of_task):
+        for method in methods:
             runs = [r for r in of_task if r["method"] == method]
+            if not runs:
+                continue
             (setting,) = {tuple(r["setting"].items()) for r in runs}
             chosen = ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in setting)
             digits = {name: 2 if name == "rmse" else 4 for name in names}
