@@ -163,6 +163,30 @@ def memory_table():
     return "\n".join(lines)
 
 
+def reversible_table():
+    """Returns the newest figures of benchmarks/reversible_memory.py."""
+    newest = {
+        (record["claim"], record["steps"]): record
+        for record in results.read(ROOT / "benchmarks/results/reversible_memory.jsonl")
+        if record["source"] == "compiler"
+    }
+    lines = [
+        "| claim | steps | forgotten bits | MB | its peer's MB | times less | bar |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for (claim, steps), r in newest.items():
+        bar = "none"
+        if r["bar"]:
+            met = "met" if r["times_less"] >= r["bar"] else "**missed**"
+            bar = f"{r['bar']}, {met}"
+        lines.append(
+            f"| `{claim}` | {steps:,} | {r['forgotten_bits']:.2f} | "
+            f"{r['bytes'] / 1e6:,.1f} | {r['peer_bytes'] / 1e6:,.1f} | "
+            f"{r['times_less']:.1f} | {bar} |"
+        )
+    return "\n".join(lines)
+
+
 def variance_table():
     """Returns the fits of benchmarks/flipout_variance.py, over seeds."""
     records = results.read(ROOT / "benchmarks/results/flipout_variance.jsonl")
@@ -259,6 +283,7 @@ PARTS = {
     "digits": digits_table,
     "speed": speed_table,
     "memory": memory_table,
+    "reversible": reversible_table,
     "variance": variance_table,
     "evolution": evolution_table,
     "calibration": calibration_tables,

@@ -30,6 +30,8 @@ from .batch_ensemble.simple_rnn import (
     SimpleRNNCellBatchEnsemble,
 )
 from .mean_and_variance import MeanAndVariance
+from .reversible.rev_gru import RevGRU, RevGRUCell
+from .reversible.rev_lstm import RevLSTM, RevLSTMCell
 from .temperature_scaling import TemperatureScaling
 from .variational.attention import (
     MultiHeadAttentionFlipout,

@@ -65,6 +65,16 @@ def test_each_claim_was_measured_and_readme_says_which_bars_are_missed(
         assert ("**missed**" in row) == missed
 
 
+def test_reversible_layers_were_measured_and_keep_their_bars():
+    module = script(ROOT / "benchmarks" / "reversible_memory.py")
+    newest = {(r["claim"], r["steps"]): r for r in records("reversible_memory.jsonl")}
+    assert newest.keys() == set(itertools.product(module.CLAIMS, module.STEPS))
+    for (claim, steps), record in newest.items():
+        bar = module.CLAIMS[claim][1] if steps == max(module.STEPS) else None
+        assert record["bar"] == bar
+        assert bar is None or record["times_less"] >= bar
+
+
 def test_readme_shows_what_was_measured():
     readme = script(ROOT / "docs" / "make_readme.py")
     text = readme.README.read_text()

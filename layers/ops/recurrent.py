@@ -9,12 +9,11 @@ Keras's order.
 from keras import ops
 
 
-def gru_step(x, u, h, activation, recurrent_activation, candidate=None):
-    """A gated recurrent unit: update gate z, reset gate r, candidate ĥ.
+def gru_gates(x, u, h, activation, recurrent_activation, candidate=None):
+    """Update gate z and candidate ĥ of a gated recurrent unit, with its reset gate r.
 
         z = σ(x_z + u_z),   r = σ(x_r + u_r),
-        ĥ = φ(x_h + r ∘ u_h)   or, with `candidate`,   ĥ = φ(x_h + candidate(r ∘ h)),
-        h' = z ∘ h + (1 - z) ∘ ĥ.
+        ĥ = φ(x_h + r ∘ u_h)   or, with `candidate`,   ĥ = φ(x_h + candidate(r ∘ h)).
 
     Args:
         x: The projected inputs, `[B, 3 H]`: z, r, h.
@@ -26,13 +25,31 @@ def gru_step(x, u, h, activation, recurrent_activation, candidate=None):
             comes after the projection.
 
     Returns:
-        h', `[B, H]`.
+        z and ĥ, each `[B, H]`.
     """
     x_z, x_r, x_h = ops.split(x, 3, axis=-1)
     u_z, u_r, *u_h = ops.split(u, 3 if candidate is None else 2, axis=-1)
     z, r = recurrent_activation(x_z + u_z), recurrent_activation(x_r + u_r)
     reset = r * u_h[0] if candidate is None else candidate(r * h)
-    return z * h + (1 - z) * activation(x_h + reset)
+    return z, activation(x_h + reset)
+
+
+def gru_step(x, u, h, activation, recurrent_activation, candidate=None):
+    """A gated recurrent unit: h' = z ∘ h + (1 - z) ∘ ĥ, with `gru_gates`'s z and ĥ.
+
+    Args:
+        x: The projected inputs, `[B, 3 H]`: z, r, h.
+        u: The projected state, `[B, 3 H]`; of `candidate` only z and r, `[B, 2 H]`.
+        h: The state, `[B, H]`.
+        activation: φ.
+        recurrent_activation: σ.
+        candidate: As `gru_gates` takes it.
+
+    Returns:
+        h', `[B, H]`.
+    """
+    z, new = gru_gates(x, u, h, activation, recurrent_activation, candidate)
+    return z * h + (1 - z) * new
 
 
 def lstm_step(z, c, activation, recurrent_activation):

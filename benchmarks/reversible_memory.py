@@ -1,0 +1,228 @@
+"""Memory of one training step against that of plain Keras peers.
+
+    python benchmarks/reversible_memory.py [PATTERN] [--steps 100 1000] [--no-record]
+
+For each claim and length of sequence, what a compiled step needs beside its arguments
+(weights and inputs) and results (weights' gradients) is read from the compiler's own
+report, by JAX; and, with --resident, from the peak resident memory of a fresh process
+that runs the step compiled on TensorFlow. The figures, their ratio and the bar on it
+at the longest sequence are printed and appended to
+benchmarks/results/reversible_memory.jsonl.
+"""
+
+import argparse
+import fnmatch
+import json
+import os
+import resource
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+import numpy as np
+from keras import ops
+
+from kzoo.layers import RevGRU, RevLSTM
+from kzoo.zoo import results
+
+RESULTS = Path(__file__).parent / "results" / "reversible_memory.jsonl"
+ROWS, FEATURES, UNITS = 16, 32, 256
+STEPS = [100, 1000, 10_000]
+
+
+def remat(cell):
+    """Keras's loop, which keeps the states of all steps, and all else of one."""
+    call = cell.call
+
+    def anew(inputs, states, training=False):
+        return keras.remat(partial(call, training=training))(inputs, states)
+
+    cell.call = anew
+    return cell
+
+
+def recurrent(kind, bits=3, whole=False, peer="plain"):
+    """RevGRU or RevLSTM against Keras's layer.
+
+    Args:
+        kind: "GRU" or "LSTM".
+        bits: The limit on what is forgotten, in bits a step and unit.
+        whole: Whether the outputs of all steps are returned.
+        peer: "plain" or "remat", where Keras computes each step anew.
+
+    Returns:
+        The layer, its peer, and the facts of the measurement.
+    """
+    layer = {"GRU": RevGRU, "LSTM": RevLSTM}[kind]
+    method = layer(UNITS, max_forget_bits=bits, return_sequences=whole)
+    if peer == "remat":
+        cell = getattr(keras.layers, f"{kind}Cell")(UNITS)
+        other = keras.layers.RNN(remat(cell), return_sequences=whole)
+    else:
+        other = getattr(keras.layers, kind)(
+            UNITS, use_cudnn=False, return_sequences=whole
+        )
+    facts = {
+        "rows": ROWS,
+        "features": FEATURES,
+        "units": UNITS,
+        "max_forget_bits": bits,
+        "peer": f"keras {kind}" + (", each step keras.remat" * (peer == "remat")),
+        "forgotten_bits": round(forgotten_bits(layer, bits), 3),
+    }
+    return method, other, facts
+
+
+def forgotten_bits(layer, bits, steps=100):
+    """What untrained gates forget on average, a step and unit: -log2 z, summed."""
+    keras.utils.set_random_seed(0)
+    layer = layer(UNITS, max_forget_bits=bits)
+    x = np.random.default_rng(0).normal(size=(steps, ROWS, FEATURES))
+    layer.build((ROWS, steps, FEATURES))
+    cell, total = layer.cell, 0.0
+    weights = cell.cast(cell._weights_of_couplings())
+    parts = cell.parts_of(cell.get_initial_state(ROWS))
+    for x_t in ops.convert_to_tensor(x.astype("float32")):
+        for number, coupling in enumerate(cell.couplings):
+            reads = [parts[part] for part in coupling.reads]
+            v, gate = cell.couple(number, x_t, reads, weights[number])
+            z = cell.fixed.value(cell.fixed.gate(gate))
+            total -= float(ops.sum(ops.log2(z)))
+            v = (1 - z) * v if cell.mixes else v
+            parts[coupling.part] = z * parts[coupling.part] + v
+    return total / (steps * ROWS * UNITS)
+
+
+# claim -> (what builds it, the least times less memory at the longest sequence, or
+# None where it is only reported)
+CLAIMS = {
+    "rev_gru_2": (partial(recurrent, "GRU", 2), 30),
+    "rev_gru_3": (partial(recurrent, "GRU", 3), 20),
+    "rev_gru_5": (partial(recurrent, "GRU", 5), None),
+    "rev_gru_unlimited": (partial(recurrent, "GRU", None), None),
+    "rev_gru_3_remat": (partial(recurrent, "GRU", 3, peer="remat"), None),
+    "rev_gru_3_whole": (partial(recurrent, "GRU", 3, whole=True), None),
+    "rev_lstm_2": (partial(recurrent, "LSTM", 2), 30),
+    "rev_lstm_3": (partial(recurrent, "LSTM", 3), 20),
+    "rev_lstm_3_remat": (partial(recurrent, "LSTM", 3, peer="remat"), None),
+    "rev_lstm_3_whole": (partial(recurrent, "LSTM", 3, whole=True), None),
+}
+
+
+def loss_of(layer, weights, x):
+    """A loss of a layer's outputs in training."""
+    others = [v.value for v in layer.non_trainable_variables]
+    y, _ = layer.stateless_call(weights, others, x, training=True)
+    return ops.sum(ops.square(y))
+
+
+def compiled_bytes(layer, shape):
+    """What the compiler reports that a step needs beside arguments and results."""
+    import jax
+
+    layer.build(shape)
+    given = [
+        [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in layer.trainable_variables],
+        jax.ShapeDtypeStruct(shape, "float32"),
+    ]
+    step = jax.jit(jax.grad(partial(loss_of, layer)))
+    return step.lower(*given).compile().memory_analysis().temp_size_in_bytes
+
+
+def resident_bytes(name, which, steps):
+    """By how much a step raises the peak resident memory of a fresh process."""
+    done = subprocess.run(
+        [sys.executable, __file__, name, "--child", which, "--steps", str(steps)],
+        env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def child(layer, shape):
+    """Runs a short step, which takes what compiling takes, and then a long one."""
+    import tensorflow as tf
+
+    layer.build(shape)
+
+    @tf.function(jit_compile=True)
+    def step(x):
+        with tf.GradientTape() as tape:
+            loss = ops.sum(ops.square(layer(x, training=True)))
+        return tape.gradient(loss, layer.trainable_weights)
+
+    step(tf.zeros((shape[0], 33, shape[2])))
+    x = tf.random.normal(shape)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step(x)
+    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+
+
+def main(argv=None):
+    """Measures the claims that match, prints and records them; 1 if a bar is missed."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--resident", action="store_true")
+    parser.add_argument("--no-record", action="store_true")
+    parser.add_argument("--child", choices=("method", "peer"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args(argv)
+    names = fnmatch.filter(CLAIMS, arguments.pattern)
+    if not names:
+        parser.error(f"expected a pattern that matches one of {list(CLAIMS)}")
+    if arguments.child:
+        layer = CLAIMS[names[0]][0]()[arguments.child == "peer"]
+        print(child(layer, (ROWS, arguments.steps[0], FEATURES)))
+        return 0
+    missed = []
+    for name in names:
+        build, bar = CLAIMS[name]
+        for steps in arguments.steps:
+            *pair, facts = build()
+            if arguments.resident:
+                pair = [resident_bytes(name, w, steps) for w in ("method", "peer")]
+                backend, source = "tensorflow", "peak resident memory"
+            else:
+                shape = (ROWS, steps, FEATURES)
+                pair = [compiled_bytes(layer, shape) for layer in pair]
+                backend, source = "jax", "compiler"
+            ratio = pair[1] / max(pair[0], 1)
+            own_bar = bar if steps == max(STEPS) and not arguments.resident else None
+            record = {
+                "command": f"python benchmarks/reversible_memory.py {name}"
+                + " --resident" * arguments.resident,
+                "claim": name,
+                "backend": backend,
+                "dtype": keras.config.dtype_policy().name,
+                "jit_compile": True,
+                "source": source,
+                "steps": steps,
+                **facts,
+                "bytes": pair[0],
+                "peer_bytes": pair[1],
+                "times_less": round(ratio, 2),
+                "bar": own_bar,
+            }
+            if not arguments.no_record:
+                results.append(RESULTS, record)
+            verdict = ""
+            if own_bar:
+                verdict = f"  bar {own_bar}  {'met' if ratio >= own_bar else 'MISSED'}"
+                missed += [name] * (ratio < own_bar)
+            print(
+                f"{name:20s} {steps:6d} steps  {pair[0] / 1e6:9.2f} MB  peer "
+                f"{pair[1] / 1e6:9.2f} MB  {ratio:7.1f} times less{verdict}",
+                flush=True,
+            )
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Recurrent layers whose states are computed again from the last one."""

@@ -1,0 +1,359 @@
+"""The steps of a sequence; and for gradients there and back, in one and the same loop.
+
+A reversible cell's state has parts, h¹ and h² for instance. A step is a few couplings,
+one after the other, each of which updates one part p by what it makes of others:
+
+    p' = z ∘ p + v        or, if the cell mixes,        p' = z ∘ p + (1 - z) ∘ v,
+
+with a gate z and v functions of the step's inputs and of other parts alone. So these,
+p' and the bits that z forgets give p again, if the integers that stand for z and for
+what is added are on the way back the very ones that they were on the way there. That
+they are must not depend on a compiler. The same formula compiled in two places may be
+merged there with other neighbours, and round in other places: gates that differ in
+their last bit may make other integers.
+
+So there is one place. The gradient runs over the steps once more, there and back, in
+one loop: its body makes the integers of a coupling and then, depending on the turn,
+does the coupling or undoes it. They are made by a branch of a conditional, which is a
+function of its own in the compiled program, and the same one each time: the loops'
+numbers of turns and the branch are known only as it runs, so that nothing is unrolled,
+no branch is merged with what follows, and its results stand in memory before they are
+used. The same instructions on the same numbers give the same bits. All else that
+the way back needs is integers, exact in any order, and derivatives, which need not be.
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import keras
+import numpy as np
+from keras import ops
+
+from ..ops.loops import array, at_step, loop, read, stacked, vjp, write
+
+
+class Coupling(NamedTuple):
+    """Which part is updated, which are read for that, and by how many gates."""
+
+    part: int
+    reads: tuple
+    gates: int
+
+
+def run(cell, tensors, **options):
+    """Runs a cell over sequences, with a gradient that needs no state but the first.
+
+    Args:
+        cell: A `ReversibleCell`.
+        tensors: A dict of tensors:
+            x: The sequences, `[B, T, features]`.
+            parts: List of the first state's parts.
+            weights: List of dicts, the weights of each coupling.
+            mask: Booleans `[B, T]`, if any steps are masked.
+            drop_inputs, drop_state: What inputs and states are multiplied by, if any
+                are dropped.
+        **options: `Loop`'s options.
+
+    Returns:
+        List of the last state's parts and, with `all_steps`, of the outputs.
+    """
+
+    @ops.custom_gradient
+    def function(*flat):
+        steps = Loop(cell, keras.tree.pack_sequence_as(tensors, flat), **options)
+        last, outputs = steps.forwards()
+
+        def gradient(*upstream):
+            found = steps.backwards(keras.tree.flatten(upstream))
+            # None of masks.
+            found |= dict.fromkeys(tensors.keys() - found.keys())
+            return tuple(keras.tree.flatten(found))
+
+        return (*map(cell.decode, last), *outputs), gradient
+
+    return list(function(*keras.tree.flatten(tensors)))
+
+
+class Loop:
+    """A cell's steps over given sequences.
+
+    Args:
+        cell: A `ReversibleCell`.
+        tensors: A dict, as `run` takes it.
+        go_backwards: Whether to run from the last step to the first.
+        all_steps: Whether to return the outputs of all steps.
+    """
+
+    def __init__(self, cell, tensors, *, go_backwards, all_steps):
+        self.cell, self.fixed = cell, cell.fixed
+        self.go_backwards, self.all_steps = go_backwards, all_steps
+        self.x, self.mask = tensors["x"], tensors.get("mask")
+        self.drop_inputs = tensors.get("drop_inputs")
+        self.drop_state = tensors.get("drop_state")
+        self.first = [self.fixed.encode(part) for part in tensors["parts"]]
+        self.weights = cell.cast(tensors["weights"])
+        self.steps = ops.shape(self.x)[1]
+
+    def forwards(self):
+        """Runs all steps, and keeps nothing of them.
+
+        Returns:
+            Integers of the last state's parts; a list of the outputs,
+            `[B, T, units]`, if wanted.
+        """
+        outputs = [self.output(self.first)] if self.all_steps else []
+
+        def step(t, carry):
+            state, outputs = map(list, carry)
+            x, mask = self.inputs(t)
+            for number, coupling in enumerate(self.cell.couplings):
+                increment, *z = self.integers(number, x, mask, state)
+                n = state[coupling.part]
+                if z:
+                    n, _ = self.fixed.multiply(n, *z)
+                state[coupling.part] = n + increment
+            return state, [write(y, t, self.output(state)) for y in outputs]
+
+        outputs = [array(self.steps, y) for y in outputs]
+        last, outputs = loop(step, (self.first, outputs), self.steps)
+        return last, [ops.swapaxes(stacked(y), 0, 1) for y in outputs]
+
+    def plan(self):
+        """How many steps go back together, and how often that makes up all steps.
+
+        Together go those whose bits make one word. The words are about as full as each
+        other: all of them may be for a few steps more than there are.
+        """
+        most = self.fixed.steps_per_word
+        words = -(-self.steps // most)
+        return (-(-self.steps // words) if isinstance(words, int) else most), words
+
+    def backwards(self, upstream):
+        """Runs all steps there and back.
+
+        Args:
+            upstream: List of the gradients of what `run` returns.
+
+        Returns:
+            A dict of the gradients of what `run` takes.
+        """
+        of_word, count = self.plan()
+        *d_last, d_outputs = upstream if self.all_steps else [*upstream, None]
+        d_x = array(count, stacked(array(of_word, at_step(self.x, 0))))
+        d_weights = keras.tree.map_structure(
+            lambda w: ops.zeros_like(w, dtype=self.cell.wide_dtype), self.weights
+        )
+        zeros = [ops.zeros_like(n, dtype="uint32") for n in self.first]
+        words = [array(count, w) for w in zeros if self.fixed.forget_bits]
+
+        def turn(i, carry):
+            after, words, d_x, found = carry
+            back = i >= count
+            i = ops.where(back, 2 * count - 1 - i, i)
+            state, own, made = self.there_or_back(
+                back, i * of_word, after, [read(w, i) for w in words]
+            )
+            words = [write(w, i, one) for w, one in zip(words, own, strict=True)]
+            _, d_inputs, *found = loop(
+                partial(self.derive, i * of_word, made, d_outputs),
+                [after, array(of_word, at_step(self.x, 0)), *found],
+                ops.where(back, of_word, 0),
+            )
+            return state, words, write(d_x, i, stacked(d_inputs)), found
+
+        first, _, d_x, (d_first, d_weights) = loop(
+            turn,
+            (self.first, words, d_x, [d_last, d_weights]),
+            self.unforeseen(2 * count),
+        )
+        d_x = ops.reshape(stacked(d_x), (-1, *ops.shape(self.x)[::2]))
+        d_x = ops.swapaxes(d_x[: self.steps], 0, 1)
+        found = {
+            "x": ops.flip(d_x, axis=1) if self.go_backwards else d_x,
+            "parts": d_first,
+            "weights": d_weights,
+        }
+        return keras.tree.map_structure(partial(self.unless_lost, first), found)
+
+    def there_or_back(self, back, start, state, words):
+        """Does the couplings of a word's steps, or undoes them.
+
+        Args:
+            back: Whether to undo them.
+            start: The number of the first step.
+            state: List of the integers of the state's parts.
+            words: List of the parts' words, if anything is forgotten.
+
+        Returns:
+            The state and the words that this leaves, and an array of the parts that
+            the couplings have updated or, on the way back, were to update.
+        """
+        parts = [coupling.part for coupling in self.cell.couplings]
+        count = self.plan()[0] * len(parts)
+
+        def turn(i, carry):
+            state, words, made = carry
+            i = ops.where(back, count - 1 - i, i)
+            number = i % len(parts)
+            x, mask = self.inputs(start + i // len(parts))
+            branches = [
+                partial(self.integers, number, x, mask, state)
+                for number in range(len(parts))
+            ]
+            increment, *z = ops.switch(number, branches)
+            part = ops.take(np.int32(parts), number)
+            n = chosen(state, part)
+            if z:
+                given = n, chosen(words, part), increment, *z
+                n, word = ops.cond(
+                    back, lambda: self.undo(*given), lambda: self.do(*given)
+                )
+                words = replaced(words, part, word)
+            else:
+                n = n + ops.where(back, -increment, increment)
+            return replaced(state, part, n), words, write(made, i, n)
+
+        carry = state, words, array(count, state[0])
+        return loop(turn, carry, self.unforeseen(count))
+
+    def do(self, n, word, increment, z):
+        """z n plus the increment, and the word with what z forgets."""
+        n, digit = self.fixed.multiply(n, z)
+        return n + increment, self.fixed.push(word, digit)
+
+    def undo(self, n, word, increment, z):
+        """What `do` was given."""
+        word, digit = self.fixed.pop(word)
+        return self.fixed.divide(n - increment, z, digit), word
+
+    def derive(self, start, made, d_outputs, turn, carry):
+        """Takes the gradients back over a step.
+
+        Args:
+            start: The number of the word's first step.
+            made: As `there_or_back` gives it on the way back.
+            d_outputs: The gradient of the outputs, if there are any.
+            turn: How many of the word's steps have gone back.
+            carry: List of the state after the step, an array of the gradients of the
+                word's inputs, and the gradients of the state's parts and the weights.
+        """
+        state, d_inputs, d_state, d_weights = carry
+        state, d_state, d_weights = list(state), list(d_state), list(d_weights)
+        j = self.plan()[0] - 1 - turn
+        x, mask = self.inputs(start + j)
+        if d_outputs is not None:
+            d_state = self.add_output(d_state, d_outputs, start + j)
+        d_x = 0
+        couplings = self.cell.couplings
+        for number, coupling in reversed([*enumerate(couplings)]):
+            part = coupling.part
+            reads = self.read(state, coupling)
+            made_here, pull = vjp(
+                partial(self.couple, number), x, reads, self.weights[number]
+            )
+            v, *gate = made_here
+            z, _ = self.cell.integers(v, gate, mask)
+            state[part] = read(made, j * len(couplings) + number)
+            d_state[part], *d_made = self.derivatives(
+                d_state[part], state[part], v, z, mask
+            )
+            d_x_part, d_reads, d_own = pull(tuple(d_made))
+            d_x = d_x + d_x_part
+            for one, d_read in zip(coupling.reads, d_reads, strict=True):
+                d_state[one] = d_state[one] + d_read
+            d_weights[number] = keras.tree.map_structure(
+                lambda total, d: total + ops.cast(d, total.dtype),
+                d_weights[number],
+                d_own,
+            )
+        if self.drop_inputs is not None:
+            d_x = d_x * self.drop_inputs
+        d_inputs = write(d_inputs, j, ops.cast(d_x, self.x.dtype))
+        return [state, d_inputs, d_state, d_weights]
+
+    def unforeseen(self, turns):
+        """A number of turns that no compiler knows, and so cannot write out."""
+        never = ops.any(ops.equal(self.first[0], np.int32(-(2**31))))  # See `encode`.
+        return ops.where(never, 0, turns)
+
+    def integers(self, number, x, mask, state):
+        """What a coupling adds to a part and, if there is one, its gate: integers."""
+        reads = self.read(state, self.cell.couplings[number])
+        v, *gate = self.couple(number, x, reads, self.weights[number])
+        z, increment = self.cell.integers(v, gate, mask)
+        return [increment] if z is None else [increment, z]
+
+    def unless_lost(self, first, d):
+        """A gradient, or NaN if the way back has not ended where the way there began.
+
+        So it would be if any gate were made in another way than it was: no gradient
+        were right then, and nothing else would tell.
+        """
+        same = [ops.all(n == m) for n, m in zip(first, self.first, strict=True)]
+        nan = ops.cast(float("nan"), d.dtype)
+        return ops.where(ops.all(ops.stack(same)), d, nan)
+
+    def inputs(self, t):
+        """The inputs of step t, some dropped, and which rows are not masked, or None.
+
+        Steps past the last are masked.
+        """
+        mask, at = None, t
+        of_word, count = self.plan()
+        if not isinstance(self.steps, int) or of_word * count > self.steps:
+            mask, at = t < self.steps, ops.minimum(t, self.steps - 1)
+        if self.go_backwards:
+            at = self.steps - 1 - at
+        x = ops.cast(at_step(self.x, at), self.cell.compute_dtype)
+        if self.drop_inputs is not None:
+            x = x * self.drop_inputs
+        if self.mask is not None:
+            own = ops.expand_dims(at_step(self.mask, at), -1)
+            mask = own if mask is None else ops.logical_and(own, mask)
+        return x, mask
+
+    def couple(self, number, x, reads, weights):
+        """What a coupling makes of a step's inputs and of parts."""
+        return self.cell.couple(number, x, reads, weights, self.drop_state)
+
+    def read(self, state, coupling):
+        """The parts that a coupling reads, as numbers."""
+        return [self.cell.decode(state[part]) for part in coupling.reads]
+
+    def derivatives(self, d, n, v, z, mask):
+        """Gradients of p, v and, if there is one, the gate, from that of p'.
+
+        Those of z p + v, or of z p + (1 - z) v, straight through all rounding.
+        """
+        d_v = d if mask is None else ops.where(mask, d, ops.zeros_like(d))
+        if z is None:
+            return d, d_v
+        p, z = self.cell.decode(n), self.fixed.value(z, d.dtype)
+        d_gate = (1 - 2.0**-self.fixed.forget_bits) * d_v
+        if self.cell.mixes:
+            return z * d, (1 - z) * d_v, (p - v) * d_gate
+        return z * d, d_v, p * d_gate
+
+    def output(self, state):
+        """The output of a step: h¹ and h² side by side."""
+        h = ops.concatenate([self.cell.decode(n) for n in state[:2]], axis=-1)
+        return ops.cast(h, self.cell.compute_dtype)
+
+    def add_output(self, d_state, d_outputs, t):
+        """Adds what the output of step t had an influence on."""
+        d = ops.cast(
+            at_step(d_outputs, ops.minimum(t, self.steps - 1)), self.cell.wide_dtype
+        )
+        d = ops.where(t < self.steps, d, ops.zeros_like(d))
+        d = ops.split(d, 2, axis=-1)
+        return [d_state[0] + d[0], d_state[1] + d[1], *d_state[2:]]
+
+
+def chosen(tensors, index):
+    """The tensor of a list that is at an index known only as the program runs."""
+    return ops.take(ops.stack(tensors), index, axis=0)
+
+
+def replaced(tensors, index, new):
+    """The list with another tensor at such an index."""
+    return [ops.where(index == i, new, one) for i, one in enumerate(tensors)]

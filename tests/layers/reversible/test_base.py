@@ -1,0 +1,392 @@
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from harness import check_cell, check_layer
+from harness.backends import compiled, gradients
+from harness.configs import check_config
+from kzoo.layers import RevGRU, RevGRUCell, RevLSTM, RevLSTMCell
+from kzoo.layers.reversible.loop import Loop
+
+ARGUMENTS = {
+    "units": 4,
+    "activation": "softsign",
+    "recurrent_activation": "hard_sigmoid",
+    "kernel_initializer": "he_normal",
+    "recurrent_initializer": "glorot_uniform",
+    "bias_initializer": keras.initializers.RandomNormal(0.0, 0.5, seed=5),
+    "kernel_regularizer": "l2",
+    "recurrent_regularizer": "l1",
+    "bias_regularizer": keras.regularizers.L2(0.1),
+    "kernel_constraint": "max_norm",
+    "recurrent_constraint": "unit_norm",
+    "bias_constraint": "non_neg",
+    "seed": 1,
+}
+GRU = {**ARGUMENTS, "max_forget_bits": 3, "dropout": 0.25}
+LSTM = {
+    **ARGUMENTS,
+    "max_forget_bits": 2,
+    "state_bits": 20,
+    "gate_bits": 9,
+    "unit_forget_bias": False,
+    "recurrent_dropout": 0.25,
+}
+each_layer = pytest.mark.parametrize("layer", [RevGRU, RevLSTM])
+TENSORFLOW = keras.backend.backend() == "tensorflow"
+DTYPE = "float64" if TENSORFLOW else "float32"
+B, T, IN, H = 3, 5, 2, 6
+rng = np.random.default_rng(0)
+X = rng.normal(size=(B, T, IN)).astype(DTYPE)
+MASK = np.array([[1, 1, 1, 1, 1], [0, 1, 1, 0, 1], [1, 0, 1, 1, 0]], bool)
+
+
+def numpy(tensor):
+    return ops.convert_to_numpy(tensor).astype("float64")
+
+
+def made(layer, units=H, features=IN, **kwargs):
+    """A built layer with random weights, always the same."""
+    rng = np.random.default_rng(1)
+    layer = layer(units, **{"dtype": DTYPE, **kwargs})
+    layer.build((B, T, features))
+    layer.set_weights([rng.normal(size=w.shape) for w in layer.weights])
+    return layer
+
+
+def first_states(layer):
+    rng = np.random.default_rng(2)
+    shape = (len(layer.state_size), B, H)
+    return [ops.convert_to_tensor(s) for s in rng.normal(size=shape).astype(DTYPE) / 2]
+
+
+def stateless(layer, seeds=None, **call):
+    """A layer as a function of inputs, first states and weights."""
+    others = (
+        [v.value for v in layer.non_trainable_variables] if seeds is None else seeds
+    )
+    count = len(layer.state_size)
+
+    def function(x, *values):
+        states, weights = list(values[:count]), values[count:]
+        found, _ = layer.stateless_call(
+            weights, others, x, initial_state=states, **call
+        )
+        return keras.tree.flatten(found)
+
+    return function
+
+
+def given(layer):
+    return [X, *first_states(layer), *(v.value for v in layer.trainable_variables)]
+
+
+def scaled(function, count):
+    """The sum of all outputs, each with weights of its own."""
+    rng = np.random.default_rng(3)
+    scales = [ops.convert_to_tensor(rng.normal(size=100)) for _ in range(count)]
+
+    def loss(*values):
+        total = 0
+        for y, s in zip(function(*values), scales, strict=True):
+            y = ops.reshape(ops.cast(y, DTYPE), (-1,))
+            total = total + ops.sum(y * ops.cast(s[: y.shape[0]], DTYPE))
+        return total
+
+    return loss
+
+
+# --- the equations ----------------------------------------------------------------
+
+
+def equations(layer, x, *values):
+    """The steps as the papers write them, in floats that nothing rounds."""
+    cell, count, m = layer.cell, len(layer.state_size), H // 2
+    k, sigmoid, tanh = cell.fixed.forget_bits, ops.sigmoid, ops.tanh
+    states, (w, u, *b) = values[:count], values[count:]
+    b = b[0] if b else ops.zeros_like(w[0])
+    h, c = ([[s[:, :m], s[:, m:]] for s in states] + [None])[:2]
+    gates, outputs = w.shape[1] // H, []
+
+    def limited(s):
+        return 2.0**-k + (1 - 2.0**-k) * s
+
+    def part(half, first, last):
+        of = slice((half * gates + first) * m, (half * gates + last) * m)
+        return w[:, of], u[:, of], b[of]
+
+    for t in range(T):
+        for half in (0, 1):
+            other = h[1 - half]
+            if c is None:
+                w1, u1, b1 = part(half, 0, 2)
+                z, r = ops.split(sigmoid(x[:, t] @ w1 + other @ u1 + b1), 2, -1)
+                w2, u2, b2 = part(half, 2, 3)
+                g = tanh(x[:, t] @ w2 + (r * other) @ u2 + b2)
+                if k:
+                    z = limited(z)
+                    h[half] = z * h[half] + (1 - z) * g
+                else:
+                    h[half] = h[half] + (1 - z) * g
+                continue
+            w1, u1, b1 = part(half, 0, gates)
+            a = ops.split(x[:, t] @ w1 + other @ u1 + b1, gates, -1)
+            if k:
+                i, g, f, o, p = a
+                f, p = limited(sigmoid(f)), limited(sigmoid(p))
+            else:
+                (i, g, o), f, p = a, 1.0, 1.0
+            c[half] = f * c[half] + sigmoid(i) * tanh(g)
+            h[half] = p * h[half] + sigmoid(o) * tanh(c[half])
+        outputs.append(ops.concatenate(h, -1))
+    last = [ops.concatenate(s, -1) for s in ([h, c] if c else [h])]
+    return [ops.stack(outputs, 1), *last]
+
+
+@each_layer
+@pytest.mark.parametrize("bits", [0, 1, None])
+def test_equations(layer, bits):
+    """Outputs and gradients, as far as gates of 14 bits round them."""
+    loop = {"return_sequences": True, "return_state": True, "use_bias": bits != 0}
+    layer = made(layer, max_forget_bits=bits, gate_bits=14, **loop)
+
+    def ours(*values):
+        return stateless(layer)(*values)
+
+    def theirs(x, *values):
+        return equations(layer, x, *values)
+
+    values = given(layer)
+    found, expected = ours(*values), theirs(*values)
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(numpy(one), numpy(two), atol=3e-4)
+    count = len(found)
+    found, expected = (gradients(scaled(f, count), *values) for f in (ours, theirs))
+    for one, two in zip(found, expected, strict=True):
+        cosine = (one * two).sum() / np.sqrt((one**2).sum() * (two**2).sum())
+        assert cosine > np.cos(np.radians(0.2))
+        np.testing.assert_allclose(one, two, atol=5e-3 * np.abs(two).max())
+
+
+# --- the way back -----------------------------------------------------------------
+
+
+@each_layer
+@pytest.mark.parametrize(
+    "bits, loop",
+    [
+        (2, {"return_sequences": True, "return_state": True}),
+        (None, {"go_backwards": True, "recurrent_dropout": 0.5, "dropout": 0.5}),
+        (0, {"return_sequences": True}),
+    ],
+)
+def test_gradients_are_those_of_ordinary_backpropagation(layer, bits, loop):
+    """Through the same quantised cell in Keras's loop, straight through rounding."""
+    layer = made(layer, max_forget_bits=bits, seed=1, **loop)
+    of_loop = {n: v for n, v in loop.items() if "dropout" not in n}
+    around = keras.layers.RNN(layer.cell, dtype=DTYPE, unroll=True, **of_loop)
+    around.build(X.shape)
+    seeds = [ops.convert_to_tensor(np.uint32([3, 5]))]
+    call = {"mask": ops.convert_to_tensor(MASK)} if bits != 2 else {}
+    values = given(layer)
+    if bits == 0:  # Keras's first output is 0 where the first step is masked.
+        call["mask"] = ops.logical_or(call["mask"], np.arange(T) == 0)
+    outputs, found = [], []
+    for one in (layer, around):
+        function = stateless(one, seeds, training=True, **call)
+        if one is layer:
+            function = compiled(function)
+        outputs.append(function(*values))
+        loss = scaled(function, len(outputs[-1]))
+        found.append(gradients(loss, *values))
+    for a, b in zip(*outputs, strict=True):
+        np.testing.assert_allclose(numpy(a), numpy(b), rtol=0, atol=2e-6)
+    for a, b in zip(*found, strict=True):
+        assert b.any()
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
+
+
+def long_loss(layer, x):
+    """A loss of weights, over steps some of which are masked."""
+    mask = ops.convert_to_tensor(x[..., 0] < 1.5)
+    others = [v.value for v in layer.non_trainable_variables]
+
+    def loss(*weights):
+        y, _ = layer.stateless_call(weights, others, x, mask=mask, training=True)
+        return ops.sum(ops.square(y))
+
+    return loss
+
+
+@each_layer
+@pytest.mark.parametrize("jit", [True, False])
+def test_ten_thousand_steps_end_where_they_began(layer, jit):
+    """Had any bit been lost, gradients were NaN."""
+    layer = made(
+        layer, 6, 1, max_forget_bits=3, dtype="float32", return_sequences=not jit
+    )
+    # Smaller weights, with which gradients do not overflow in so many steps.
+    layer.set_weights([0.3 * w for w in layer.get_weights()])
+    x = np.random.default_rng(4).normal(size=(2, 10_000, 1)).astype("float32")
+    loss = long_loss(layer, x)
+    if jit:
+        loss = compiled(loss)
+    elif TENSORFLOW:
+        import tensorflow as tf
+
+        loss = tf.function(loss)
+    for gradient in gradients(loss, *(v.value for v in layer.trainable_variables)):
+        assert np.isfinite(gradient).all() and gradient.any()
+
+
+def loop_of(layer, x=X):
+    cell = layer.cell
+    weights = cell._weights_of_couplings()
+    parts = cell.parts_of(first_states(layer))
+    tensors = {"x": ops.convert_to_tensor(x), "parts": parts, "weights": weights}
+    return Loop(cell, tensors, go_backwards=False, all_steps=False)
+
+
+@each_layer
+def test_a_step_that_is_not_undone_is_noticed(layer):
+    loop = loop_of(made(layer, max_forget_bits=3))
+    upstream = [ops.ones_like(n, dtype=DTYPE) for n in loop.first]
+    for one, is_right in ((0, np.isfinite), (1, np.isnan)):
+        loop.undo = lambda n, word, increment, z, one=one: Loop.undo(
+            loop, n, word, increment + one, z
+        )
+        found = keras.tree.flatten(loop.backwards(upstream))
+        assert all(is_right(numpy(d)).all() for d in found)
+
+
+@each_layer
+def test_what_is_kept(layer):
+    """A word of 32 bits for 10 steps of 3 bits, used up on the way back."""
+    x = np.tile(X, (1, 5, 1))[:, :23]
+    for bits, count, steps in ((3, 3, 8), (1, 1, 23), (None, 8, 3), (0, 1, 23)):
+        one = made(layer, max_forget_bits=bits)
+        loop = loop_of(one, x)
+        assert loop.plan() == (steps, count)
+        words = [ops.zeros_like(n, dtype="uint32") for n in loop.first if bits != 0]
+        last, full, _ = loop.there_or_back(False, 0, loop.first, words)
+        assert all(numpy(w).any() for w in full)
+        first, left, _ = loop.there_or_back(True, 0, last, full)
+        for n, expected in zip([*first, *left], [*loop.first, *words], strict=True):
+            np.testing.assert_array_equal(numpy(n), numpy(expected))
+        assert not np.array_equal(numpy(last[0]), numpy(first[0]))
+    # Gates of 1 forget nothing.
+    one = made(layer, max_forget_bits=3)
+    one.cell.bias.assign(np.full(one.cell.bias.shape, 60.0))
+    loop = loop_of(one)
+    words = [ops.zeros_like(n, dtype="uint32") for n in loop.first]
+    _, full, _ = loop.there_or_back(False, 0, loop.first, words)
+    assert not any(numpy(w).any() for w in full)
+
+
+# --- what else a recurrent layer does ---------------------------------------------
+
+
+@each_layer
+def test_steps_and_rows_stand_for_themselves(layer):
+    layer = made(layer, max_forget_bits=3, return_sequences=True, return_state=True)
+    y, *last = layer(X, initial_state=first_states(layer), training=True)
+    start, *middle = layer(X[:, :2], initial_state=first_states(layer), training=True)
+    end, *states = layer(X[:, 2:], initial_state=middle)
+    together = np.concatenate([numpy(start), numpy(end)], 1)
+    np.testing.assert_allclose(together, numpy(y), rtol=0, atol=1e-6)
+    for one, other in zip(states, last, strict=True):
+        np.testing.assert_allclose(numpy(one), numpy(other), rtol=0, atol=1e-6)
+    rows = [
+        layer(X[i : i + 1], initial_state=[s[i : i + 1] for s in middle])[0]
+        for i in range(B)
+    ]
+    expected = layer(X, initial_state=middle)[0]
+    np.testing.assert_allclose(
+        np.concatenate([numpy(row) for row in rows]), numpy(expected), rtol=0, atol=1e-6
+    )
+
+
+@each_layer
+def test_masked_steps_are_as_none(layer):
+    layer = made(layer, return_sequences=True, zero_output_for_mask=True)
+    mask = ops.convert_to_tensor(MASK)
+    y = numpy(layer(X, mask=mask, training=True))
+    np.testing.assert_array_equal((y != 0).all(-1), MASK)
+    for row, seen in enumerate(MASK):
+        alone = numpy(layer(X[row : row + 1, seen]))
+        np.testing.assert_allclose(y[row : row + 1, seen], alone, rtol=0, atol=1e-6)
+
+
+def test_a_stateful_layer_goes_on_where_it_was():
+    layer, other = made(RevGRU, stateful=True), made(RevGRU)
+    layer(X)
+    expected = numpy(other(np.concatenate([X, -X], 1)))
+    np.testing.assert_allclose(numpy(layer(-X)), expected, rtol=0, atol=1e-6)
+    layer.reset_state()
+    np.testing.assert_allclose(numpy(layer(X)), numpy(other(X)), rtol=0, atol=1e-6)
+
+
+def test_bidirectional():
+    both = keras.layers.Bidirectional(made(RevLSTM, return_sequences=True), dtype=DTYPE)
+    both.build(X.shape)
+    one, other = both.forward_layer, both.backward_layer
+    expected = [numpy(one(X)), numpy(other(X))[:, ::-1]]
+    np.testing.assert_array_equal(numpy(both(X)), np.concatenate(expected, -1))
+    assert other.go_backwards and not one.go_backwards
+
+
+def test_forgetting_starts_low():
+    layer = RevLSTM(2, max_forget_bits=3)
+    layer.build((B, T, IN))
+    np.testing.assert_array_equal(numpy(layer.cell.bias), [0, 0, 1, 0, 1] * 2)
+    layer = RevLSTM(2, max_forget_bits=0, unit_forget_bias=True)
+    layer.build((B, T, IN))
+    np.testing.assert_array_equal(numpy(layer.cell.bias), np.zeros(6))
+
+
+@pytest.mark.parametrize(
+    "layer, kwargs",
+    [
+        (RevGRU, {"units": 5}),
+        (RevLSTM, {"units": 0}),
+        (RevGRU, {"max_forget_bits": 11}),
+        (RevLSTM, {"max_forget_bits": -1}),
+        (RevGRU, {"state_bits": 31}),
+        (RevLSTM, {"gate_bits": 16}),
+        (RevGRU, {"dropout": 1.0}),
+        (RevLSTM, {"unroll": True}),
+        (RevGRUCell, {"activity_regularizer": "l2"}),
+    ],
+)
+def test_refuses(layer, kwargs):
+    ((name, _),) = kwargs.items()
+    with pytest.raises(ValueError, match=f"Received: {name}="):
+        layer(**{"units": 4, **kwargs})
+
+
+# --- the contract -----------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layer, kwargs",
+    [
+        (RevGRU, {**GRU, "return_sequences": True, "go_backwards": True}),
+        (RevLSTM, {**LSTM, "return_state": True, "zero_output_for_mask": True}),
+    ],
+)
+def test_contract(layer, kwargs):
+    check_layer(layer, kwargs, (4, 3, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cell, kwargs", [(RevGRUCell, GRU), (RevLSTMCell, LSTM)])
+def test_contract_of_cells(cell, kwargs):
+    check_cell(cell, kwargs, (4, 2, 2))
+
+
+@each_layer
+def test_configs_hold_what_the_contract_does_not_give(layer):
+    kwargs = {"units": 2, "use_bias": False, "stateful": True, "max_forget_bits": 0}
+    check_config(layer(**kwargs), kwargs, lambda given: layer(**given))
