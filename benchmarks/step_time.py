@@ -30,6 +30,7 @@ from kzoo.layers import (
     DenseBatchEnsemble,
     DenseFlipout,
     PosteriorSamples,
+    RevGRU,
 )
 from kzoo.optimizers import Lookahead
 from kzoo.zoo import results
@@ -318,6 +319,20 @@ def posterior_samples(conv=False, samples=16):
     )
 
 
+def rev_gru(bits=3):
+    """RevGRU(32 -> 256, 100 steps) against GRU, neither of them fused, 32 rows."""
+    rows, steps = 32, 100
+    pair = layer_pair(
+        RevGRU(256, max_forget_bits=bits),
+        keras.layers.GRU(256, use_cudnn=False),
+        None,
+        normal(rows, steps, 32),
+        normal(rows, 256),
+    )
+    facts = {"shape": "32->256", "rows": rows, "steps": steps, "max_forget_bits": bits}
+    return *pair, {**facts, "tokens": rows * steps, "peer": "keras GRU"}
+
+
 # claim -> (what builds it, the bar on its ratio or None where it is only reported)
 CLAIMS = {
     "lookahead_adam": (lookahead_adam, 1.05),
@@ -353,6 +368,7 @@ CLAIMS = {
     "conv2d_flipout_tfp": (partial(conv2d_flipout, tfp=True), 0.9),
     "posterior_samples": (posterior_samples, 0.5),
     "posterior_samples_conv": (partial(posterior_samples, True), None),
+    "rev_gru": (rev_gru, 2.2),
 }
 
 
@@ -414,13 +430,17 @@ def main(argv=None):
             "ratio_quartiles": [round(float(low), 4), round(float(high), 4)],
             "bar": bar,
         }
+        if "tokens" in setting:
+            per_second = 1e3 * setting["tokens"] / record["milliseconds"]
+            record["tokens_per_second"] = round(per_second)
         if not arguments.no_record:
             results.append(RESULTS, record)
         print(
             f"{name:34s} {record['milliseconds']:9.3f} ms  peer "
             f"{record['peer_milliseconds']:9.3f} ms  ratio {ratio:.3f} "
             f"[{low:.3f}, {high:.3f}]"
-            + (f"  bar {bar}  {'met' if ratio <= bar else 'MISSED'}" if bar else ""),
+            + (f"  bar {bar}  {'met' if ratio <= bar else 'MISSED'}" if bar else "")
+            + (f"  {per_second:.0f} tokens/s" if "tokens" in setting else ""),
             flush=True,
         )
         if bar and ratio > bar:
