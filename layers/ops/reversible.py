@@ -96,7 +96,7 @@ class FixedPoint:
         """
         a, b = ops.right_shift(n, self.gate_bits), ops.bitwise_and(n, self.one - 1)
         p = b * z + self.one // 2
-        digit = ops.floor_divide(ops.bitwise_and(p, self.one - 1), z)
+        digit = quotient(ops.bitwise_and(p, self.one - 1), z)
         return a * z + ops.right_shift(p, self.gate_bits), digit
 
     def divide(self, n, z, digit):
@@ -115,9 +115,9 @@ class FixedPoint:
         Returns:
             Integers.
         """
-        a = ops.floor_divide(n, z)
+        a = quotient(n, z)
         r = n - a * z
-        rest = ops.floor_divide(r * self.one + (z - 1 - self.one // 2), z)
+        rest = quotient(r * self.one + (z - 1 - self.one // 2), z)
         return a * self.one + rest + digit
 
     def push(self, word, digit):
@@ -134,3 +134,18 @@ class FixedPoint:
         """The word before `push`, and the digit."""
         digit = ops.bitwise_and(word, np.uint32((1 << self.forget_bits) - 1))
         return ops.right_shift(word, self.forget_bits), ops.cast(digit, "int32")
+
+
+def quotient(n, z):
+    """floor(n / z), for 0 < z <= 2^15, of which floats only give an estimate.
+
+    A compiled division of integers takes one at a time, and XLA for CPUs lets a program
+    stop at what lies beside them in a register. Here what an estimate leaves of n, at
+    most z and 2^-22 n, is divided again; that quotient is off by one at most.
+    """
+    q, divisor = 0, ops.cast(z, "float32")
+    for _ in range(2):
+        estimate = ops.floor(ops.cast(n, "float32") / divisor)
+        estimate = ops.cast(ops.clip(estimate, -LARGEST, LARGEST), "int32")
+        q, n = q + estimate, n - estimate * z
+    return q + ops.cast(n >= z, "int32") - ops.cast(n < 0, "int32")

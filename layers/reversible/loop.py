@@ -8,18 +8,19 @@ one after the other, each of which updates one part p by what it makes of others
 with a gate z and v functions of the step's inputs and of other parts alone. So these,
 p' and the bits that z forgets give p again, if the integers that stand for z and for
 what is added are on the way back the very ones that they were on the way there. That
-they are must not depend on a compiler. The same formula compiled in two places may be
-merged there with other neighbours, and round in other places: gates that differ in
-their last bit may make other integers.
+must not depend on a compiler. One formula that is compiled in two places may be merged
+with other neighbours in each, and round at other points: numbers that differ in their
+last bit may make other integers.
 
 So there is one place. The gradient runs over the steps once more, there and back, in
-one loop: its body makes the integers of a coupling and then, depending on the turn,
+one loop, whose body makes the integers of a coupling and then, depending on the turn,
 does the coupling or undoes it. They are made by a branch of a conditional, which is a
-function of its own in the compiled program, and the same one each time: the loops'
-numbers of turns and the branch are known only as it runs, so that nothing is unrolled,
-no branch is merged with what follows, and its results stand in memory before they are
-used. The same instructions on the same numbers give the same bits. All else that
-the way back needs is integers, exact in any order, and derivatives, which need not be.
+function of its own in the compiled program, and one and the same in all turns. How many
+turns there are and which branch is taken are known only as the program runs: no loop is
+written out, no branch is merged with what follows, and its results stand in memory
+before they are used. The same instructions, of the same numbers, give the same bits.
+All else that the way back takes is integers, which are exact in any order, and
+derivatives, which need not be.
 """
 
 from functools import partial

@@ -95,9 +95,9 @@ class RevGRU(ReversibleLayer):
 
     A gradient runs over the sequence once more, there and back, and nothing is kept
     for it until then. Both ways run through the same compiled code, so that gates are
-    the same to the bit however that was compiled; should the way back not end at the
-    first state all the same, gradients are NaN. They pass straight through rounding,
-    and cannot be differentiated again.
+    the same to the bit whatever the compiler has made of it; should the way back not
+    end at the first state all the same, gradients are NaN. They pass straight through
+    rounding, and cannot be differentiated again.
 
     Unlike in the paper z is one number where it scales h and in 1 - z, the rounded
     one, so that |h| never exceeds 1 (there a gate that rounds to 1 adds its

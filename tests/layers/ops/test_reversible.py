@@ -4,7 +4,7 @@ from keras import ops
 
 from harness.backends import compiled
 from kzoo.layers.ops.loops import array, loop, read, stacked, write
-from kzoo.layers.ops.reversible import FixedPoint
+from kzoo.layers.ops.reversible import FixedPoint, quotient
 
 rng = np.random.default_rng(0)
 RADICES = [FixedPoint(23, 10, 3), FixedPoint(23, 10, 10), FixedPoint(30, 15, 15)]
@@ -48,6 +48,15 @@ def test_the_digit_counts_the_smaller_numbers_of_one_product(fixed):
         np.testing.assert_array_equal(digit[inner], (np.arange(len(n)) - first)[inner])
         if z == fixed.one:
             assert not digit.any()
+
+
+def test_quotients_are_those_of_integers():
+    """However far a float is from n / z."""
+    n = np.r_[-(2**31), 2**31 - 1, -1, 0, 1, rng.integers(-(2**31), 2**31, 50)]
+    for z in (1, 2, 3, 1023, 2**15 - 1, 2**15):
+        near = np.clip(np.r_[n, n // z * z, n // z * z - 1], -(2**31), 2**31 - 1)
+        found = numpy(quotient(near.astype("int32"), np.full_like(near, z, "int32")))
+        np.testing.assert_array_equal(found, near // z)
 
 
 def test_bits_are_those_that_a_gate_forgets():
