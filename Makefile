@@ -24,14 +24,13 @@ lint: $(STAMP)
 
 # Most of the time goes into compiling thousands of small functions, so XLA does so with
 # little optimization, and TensorFlow optimizes no graphs (tests/conftest.py). What all
-# layers share with one that stands for them, what serves the exports at the end, and
-# test-all compile as users do.
+# layers share, what serves the exports at the end, and test-all compile as users do.
 XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
              --xla_cpu_use_fusion_emitters=false
 QUICKLY = XLA_FLAGS="$(XLA_QUICK)"
 ON_TENSORFLOW = env KERAS_BACKEND=tensorflow $(PY) -m pytest $(PYTEST)
 ON_JAX = env KERAS_BACKEND=jax $(PY) -m pytest $(PYTEST)
-SHARED := tests/layers/ops tests/layers/variational/test_dense.py
+SHARED := tests/layers/ops
 
 # The suite: on TensorFlow, and on JAX all contracts and what it may make different (the
 # KEPT of conftest files). A process keeps one core busy, so two run at a time, each half
@@ -43,7 +42,7 @@ test: lint
 	run() { "$$@" & job=$$!; wait $$job || failed=1; }; \
 	echo "JAX: what layers share"; run $(ON_JAX) $(SHARED); \
 	export $(QUICKLY); echo "JAX: layers"; \
-	run $(ON_JAX) $(SHARED:%=--ignore=%) --ignore=tests/optimizers --ignore=tests/zoo; \
+	run $(ON_JAX) --ignore=$(SHARED) --ignore=tests/optimizers --ignore=tests/zoo; \
 	echo "TensorFlow: zoo"; \
 	run $(ON_TENSORFLOW) tests/zoo; \
 	exit $$failed ) >runs/test-rest.log 2>&1 & rest=$$!; \
@@ -51,7 +50,7 @@ test: lint
 	echo "TensorFlow: what layers share"; \
 	$(ON_TENSORFLOW) $(SHARED) || failed=1; \
 	export $(QUICKLY); echo "TensorFlow: layers and optimizers"; \
-	$(ON_TENSORFLOW) $(SHARED:%=--ignore=%) --ignore=tests/zoo || failed=1; \
+	$(ON_TENSORFLOW) --ignore=$(SHARED) --ignore=tests/zoo || failed=1; \
 	echo "JAX: optimizers and zoo"; \
 	$(ON_JAX) tests/optimizers tests/zoo || failed=1; \
 	wait $$rest || failed=1; cat runs/test-rest.log; \
