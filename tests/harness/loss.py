@@ -8,7 +8,7 @@ from .check import Check, arrays
 from .configs import check_config, check_registration
 from .docs import check_docstring
 from .fresh import record_case
-from .training import QUICK, XLA, check_lowering, check_steps, train
+from .training import QUICK, XLA, check_lowering, check_steps, train_quickly
 
 
 @session.noted
@@ -126,6 +126,6 @@ def check_in_model(subject):
             subject.cls.__name__,
             trained,
             [subject.cls],
-            steps=lambda: (batches, train(trained, batches)),
+            steps=lambda: (batches, train_quickly(trained, batches)),
             tol=max(subject.tol, 1e-5),
         )
