@@ -8,16 +8,15 @@ import keras
 from keras import ops
 
 from ...layers.ops.arguments import integer, is_number, positive, rate
-from ...layers.ops.gradient import gradients
-from ...layers.ops.random import nth_seed, seed_pair
+from ...layers.ops.random import seed_pair
 from ..lookahead.nesting import nested
 from . import blocks  # noqa: F401 (They register themselves.)
 from .approximations.diagonal import DiagonalOfSum
 from .attachment import observe_batches
 from .blocks.base import find_blocks
-from .fisher import KINDS, terms_of
+from .fisher import KINDS
+from .measuring import measured
 from .part import Part, tensors
-from .taps import SCALE, tapped
 
 APPROXIMATIONS = ("kronecker", "ekfac", "diagonal")
 SHARINGS = ("expand", "reduce")
@@ -340,63 +339,11 @@ class KFAC(keras.optimizers.Optimizer):
                 lambda t: None if t is None else t[:: self.subsample],
                 (x, y, sample_weight),
             )
-            batch = self._measure(*data, seed)
+            batch = measured(self.model, parts, self.fisher, data, seed)
             return self._add_batch(batch, *old)
 
         due = self._due(self.factor_update_period)
         _assign([*counts, *kept], _where_due(due, measure, old))
-
-    def _measure(self, x, y, sample_weight, seed):
-        """Returns the factors of a batch, part by part in one list."""
-        model, parts = self.model, self._hidden.parts
-        with_block = [part for part in parts if part.block]
-        without = [part.variables[0] for part in parts if not part.block]
-        zeros = [part.zeros() for part in with_block]
-        caches = [tensors(part.caches) for part in with_block]
-        trainable = {id(v): ops.convert_to_tensor(v) for v in model.trainable_variables}
-        other = tensors(model.non_trainable_variables)
-        terms = terms_of(model)
-        if self.fisher == "exact":
-            x = _copies(model, x)
-        arguments = {"training": True} if model._call_has_training_arg else {}
-
-        def f(*values):
-            values = list(values)
-            taps = [[values.pop(0) for _ in tensors] for tensors in zeros]
-            weights = {**trainable, **dict(zip(map(id, without), values, strict=True))}
-            with tapped(model, with_block, taps, caches):
-                # Nothing that the call changes, such as batch statistics, is kept.
-                outputs, _ = model.stateless_call(
-                    list(weights.values()), other, x, **arguments
-                )
-            return SCALE * self._f(terms, outputs, y, sample_weight, seed)
-
-        values = [tensor for tensors in zeros for tensor in tensors]
-        values += [trainable[id(variable)] for variable in without]
-        found = gradients(f, values)
-        factors = []
-        for part, tensors_of in zip(with_block, zeros, strict=True):
-            statistics = [found.pop(0) for _ in tensors_of]
-            factors += part.approximation.average(*statistics)
-        for part in parts[len(with_block) :]:
-            gradient = ops.cast(found.pop(0), part.dtype) / SCALE
-            factors += part.approximation.average(gradient)
-        return factors
-
-    def _f(self, terms, outputs, y, sample_weight, seed):
-        """Returns f of all outputs."""
-        outputs = keras.tree.flatten(outputs)
-        labels = keras.tree.flatten(y) if y is not None else [None] * len(outputs)
-        weights = keras.tree.flatten(sample_weight)
-        if len(weights) != len(outputs):
-            weights = weights * len(outputs)
-        total = 0.0
-        for i, term in enumerate(terms):
-            if term is not None:
-                total = total + term.f(
-                    self.fisher, outputs[i], labels[i], weights[i], nth_seed(seed, i)
-                )
-        return total
 
     def _add_batch(self, batch, count, skipped, *old):
         """Returns the counts and factors after a batch."""
@@ -588,21 +535,6 @@ class KFAC(keras.optimizers.Optimizer):
         optimizer = cls(**config)
         optimizer._hidden.layout = layout
         return optimizer
-
-
-def _copies(model, x):
-    """Returns a batch C times, with C the size of the last axis of the output."""
-    spec = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x)
-    outputs = keras.tree.flatten(model.compute_output_spec(spec))
-    if len(outputs) != 1:
-        raise ValueError(
-            'fisher="exact" expects a model with one output. Received: '
-            f"{model.name}, with {len(outputs)}"
-        )
-    size = outputs[0].shape[-1]
-    return keras.tree.map_structure(
-        lambda t: ops.tile(t, (size, *(1,) * (len(t.shape) - 1))), x
-    )
 
 
 def _where_due(due, new, old):
