@@ -1,4 +1,4 @@
-"""Gradients of a function, which `keras.ops` does not have."""
+"""Derivatives of a function, which `keras.ops` does not have."""
 
 import keras
 from keras import ops
@@ -32,3 +32,44 @@ def gradients(function, tensors):
     )
     # Of an embedding's table TensorFlow gives the rows that were read.
     return [tf.convert_to_tensor(gradient) for gradient in found]
+
+
+def jacobian_products(function, tensors, vectors):
+    """Returns what a function changes by along vectors: its Jacobian J times each.
+
+    Jᵀu, which the gradient gives, is linear in u, so that its gradient by u along v is
+    J v: layers with a gradient of their own, or with loops, need no other derivative.
+
+    Args:
+        function: Takes the tensors, one an argument, and returns a tensor.
+        tensors: List of floating tensors.
+        vectors: List of vectors, each a list of tensors of their shapes.
+
+    Returns:
+        Tensor `[len(vectors), ...]`, with further axes of the function's value.
+    """
+    vectors = [
+        [ops.cast(v, t.dtype) for v, t in zip(vector, tensors, strict=True)]
+        for vector in vectors
+    ]
+    if keras.backend.backend() == "jax":
+        import jax
+
+        value, transposed = jax.vjp(function, *tensors)
+        _, product = jax.vjp(transposed, ops.zeros_like(value))
+        columns = [ops.stack(column) for column in zip(*vectors, strict=True)]
+        return jax.vmap(lambda *vector: product(vector)[0])(*columns)
+    import tensorflow as tf
+
+    zero = tf.UnconnectedGradients.ZERO
+    with tf.GradientTape(persistent=True, watch_accessed_variables=False) as outer:
+        with tf.GradientTape(watch_accessed_variables=False) as inner:
+            inner.watch(tensors)
+            value = function(*tensors)
+        u = tf.zeros_like(value)
+        outer.watch(u)
+        found = inner.gradient(value, tensors, u, unconnected_gradients=zero)
+        found = [tf.convert_to_tensor(gradient) for gradient in found]
+    return ops.stack(
+        [outer.gradient(found, u, v, unconnected_gradients=zero) for v in vectors]
+    )

@@ -55,17 +55,14 @@ class Categorical:
         drawn = ops.sum(ops.cast(below, "int32"), axis=-1)
         return ops.minimum(drawn, p.shape[-1] - 1)
 
-    def columns(self, outputs, index):
-        """Returns functions whose squared gradients sum to the Fisher information.
+    def roots(self, outputs):
+        """Returns functions r, `[..., C]`, with the Fisher information Σ_c ∇r_c ∇r_cᵀ.
 
-        Args:
-            outputs: `[C, N, ..., C]`, the same C times.
-            index: `[C, 1, ..., C]`, the unit vectors.
+        What of them depends on outputs only as a factor is not differentiated.
         """
-        # diag(p) - p pᵀ = Σ_c p_c ∇ℓ(c) ∇ℓ(c)ᵀ.
+        # diag(p) - p pᵀ = Σ_c p_c ∇ℓ(c) ∇ℓ(c)ᵀ, ℓ(c) = -log p_c.
         log_p = self.log_probabilities(outputs)
-        root = ops.exp(0.5 * ops.stop_gradient(log_p))
-        return -ops.sum(index * root * log_p, axis=-1)
+        return -ops.exp(0.5 * ops.stop_gradient(log_p)) * log_p
 
     def share(self, size):
         """Returns the part of ℓ that the loss of one position is."""
@@ -97,11 +94,11 @@ class Bernoulli:
         p = ops.sigmoid(self.logits(outputs))
         return random.bernoulli(ops.shape(p), seed, p, "float32")
 
-    def columns(self, outputs, index):
+    def roots(self, outputs):
         """Returns functions whose squared gradients sum to the Fisher information."""
         z = self.logits(outputs)
         p = ops.stop_gradient(ops.sigmoid(z))
-        return ops.sum(index * ops.sqrt(p * (1 - p)) * z, axis=-1)
+        return ops.sqrt(p * (1 - p)) * z
 
     def share(self, size):
         """Returns the part of ℓ that the loss of one position is."""
@@ -126,9 +123,9 @@ class Gaussian:
         """Returns labels drawn from the model."""
         return outputs + random.normal(ops.shape(outputs), seed, outputs.dtype)
 
-    def columns(self, outputs, index):
+    def roots(self, outputs):
         """Returns functions whose squared gradients sum to the Fisher information."""
-        return ops.sum(index * outputs, axis=-1)
+        return outputs
 
     def share(self, size):
         """Returns the part of ℓ that the loss of one position is."""
@@ -190,7 +187,7 @@ class Term:
             outputs = ops.reshape(outputs, (size, -1, *ops.shape(outputs)[1:]))
             ones = (1,) * (len(outputs.shape) - 2)
             index = ops.reshape(ops.eye(size, dtype=outputs.dtype), (size, *ones, size))
-            losses = self.likelihood.columns(outputs, index)
+            losses = ops.sum(index * self.likelihood.roots(outputs), axis=-1)
             terms = ops.shape(losses)[1:]
         else:
             if kind == "sampled":
@@ -200,19 +197,35 @@ class Term:
         if kind != "sampled":
             # For what sums over examples before it squares.
             losses = losses * random.random_sign(ops.shape(losses), seed, losses.dtype)
+        return ops.sum(losses * self._root(terms, size, sample_weight, losses.dtype))
+
+    def roots(self, outputs, sample_weight):
+        """Returns functions r, `[..., C]`, with this output's curvature Σ ∇r ∇rᵀ.
+
+        Args:
+            outputs: The model's output.
+            sample_weight: Weights of the examples, or None.
+        """
+        outputs = _wide(outputs)
+        r = self.likelihood.roots(outputs)
+        *terms, size = ops.shape(r)
+        return self._root(terms, size, sample_weight, r.dtype)[..., None] * r
+
+    def _root(self, terms, size, sample_weight, dtype):
+        """Returns √c_t, of as many axes as there are `terms`, or a scalar."""
         c = self.weight * self.likelihood.share(size)
         if not self.is_sum:
             count = ops.prod(ops.convert_to_tensor(terms, "int32"))
-            c = c / ops.cast(count, losses.dtype)
-        root = ops.sqrt(ops.cast(c, losses.dtype))
+            c = c / ops.cast(count, dtype)
+        root = ops.sqrt(ops.cast(c, dtype))
         if sample_weight is not None:
-            weight = ops.cast(sample_weight, losses.dtype)
+            weight = ops.cast(sample_weight, dtype)
             extra = len(terms) - len(weight.shape)
             if extra < 0:
                 weight = ops.reshape(weight, terms)
             weight = ops.reshape(weight, (*ops.shape(weight), *(1,) * max(extra, 0)))
             root = root * ops.sqrt(weight)
-        return ops.sum(losses * root)
+        return root
 
 
 def terms_of(model):

@@ -1,7 +1,7 @@
 import numpy as np
 from keras import ops
 
-from kzoo.layers.ops.gradient import gradients
+from kzoo.layers.ops.gradient import gradients, jacobian_products
 
 
 def test_gradients():
@@ -16,3 +16,31 @@ def test_the_gradient_of_a_table_is_dense():
     table = ops.ones((4, 2))
     (found,) = gradients(lambda t: ops.sum(ops.take(t, [1, 1, 3], axis=0)), [table])
     np.testing.assert_allclose(found, [[0, 0], [2, 2], [0, 0], [1, 1]])
+
+
+def test_jacobian_products():
+    # Through a gradient of a layer's own, a loop, and a table of which rows are read.
+    @ops.custom_gradient
+    def cube(x):
+        def gradient(*args, upstream=None):
+            if upstream is None:
+                (upstream,) = args
+            return 3 * x * x * upstream
+
+        return x * x * x, gradient
+
+    def function(x, table, unused):
+        y, _ = ops.scan(
+            lambda y, row: (y * row, y), cube(x), ops.take(table, [0, 2], 0)
+        )
+        return y
+
+    rng = np.random.default_rng(0)
+    x, table = rng.normal(size=2), rng.normal(size=(3, 2))
+    vectors = [[rng.normal(size=s) for s in ((2,), (3, 2), ())] for _ in range(2)]
+    tensors = [ops.convert_to_tensor(t, "float32") for t in (x, table, 0.0)]
+    found = jacobian_products(function, tensors, vectors)
+    a, c = table[0], table[2]
+    for row, (v, w, _) in zip(ops.convert_to_numpy(found), vectors, strict=True):
+        expected = 3 * x**2 * v * a * c + x**3 * (w[0] * c + a * w[2])
+        np.testing.assert_allclose(row, expected, rtol=1e-4)
