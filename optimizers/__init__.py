@@ -6,6 +6,7 @@ require_supported()
 
 # ruff: noqa: E402, F401
 from .fast_weights import ScaledSchedule, with_fast_weights
+from .kfac.adaptation import Adaptation
 from .kfac.blocks.base import CurvatureBlock, register_curvature_block
 from .kfac.kfac import KFAC
 from .lookahead.lookahead import Lookahead

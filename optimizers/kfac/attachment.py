@@ -37,9 +37,13 @@ def observe_batches(model):
             for part in nested(getattr(model, "optimizer", None))
             if getattr(part, "observes", lambda model: False)(model)
         ]
-        if observers:
-            args = _show(model, observers, *args)
-        return inner(*args)
+        try:
+            if observers:
+                args = _show(model, observers, *args)
+            return inner(*args)
+        finally:
+            for observer in observers:
+                observer.forget()
 
     train_step.shows_batches = True
     vars(model)["train_step"] = train_step

@@ -11,11 +11,13 @@ from ...layers.ops.arguments import integer, is_number, positive, rate
 from ...layers.ops.random import seed_pair
 from ..lookahead.nesting import nested
 from . import blocks  # noqa: F401 (They register themselves.)
+from .adaptation import checked, lowest
 from .approximations.diagonal import DiagonalOfSum
 from .attachment import observe_batches
 from .blocks.base import find_blocks
 from .fisher import KINDS
 from .measuring import measured
+from .objective import Objective
 from .part import Part, tensors
 
 APPROXIMATIONS = ("kronecker", "ekfac", "diagonal")
@@ -104,13 +106,18 @@ class KFAC(keras.optimizers.Optimizer):
             `"expand"` every position is as an example of its own. `"reduce"` is for
             models that average over positions before the loss: a is averaged over
             them, and g summed.
+        adaptation: An `Adaptation`, which sets λ and the steps' size and momentum by
+            what the model's loss on the batch does; `damping` is then λ at first, and
+            `learning_rate` and `momentum` have no part. None for none.
         seed: An integer, for the same labels again, or None.
         name: The optimizer's name.
         **kwargs: Keras's arguments, such as `weight_decay`, `clipnorm`, `use_ema` and
             `gradient_accumulation_steps`.
 
     Raises:
-        ValueError: If an argument is out of range; when training, if the loss's
+        ValueError: If an argument is out of range, or given beside an `adaptation`
+            that leaves it no part (norm constraint, weight decay, clipping, gradient
+            accumulation, a schedule of the damping); when training, if the loss's
             likelihood is not known, or the optimizer has no model (see `resume`).
 
     Example:
@@ -142,6 +149,7 @@ class KFAC(keras.optimizers.Optimizer):
         fisher="sampled",
         approximation="kronecker",
         sharing="expand",
+        adaptation=None,
         seed=None,
         name="KFAC",
         **kwargs,
@@ -154,13 +162,10 @@ class KFAC(keras.optimizers.Optimizer):
         if isinstance(damping, Schedule):
             self._damping = damping
         else:
-            self._damping = self.add_variable(
-                (),
-                keras.initializers.Constant(positive("damping", damping)),
-                "float32",
-                aggregation="only_first_replica",
-                name="damping",
-            )
+            self._damping = self._add_number("damping", positive("damping", damping))
+        self.adaptation = checked(adaptation, damping, norm_constraint, kwargs)
+        if adaptation and adaptation.gamma_interval:
+            self._gamma = self._add_number("gamma", (damping + adaptation.l2) ** 0.5)
         self.momentum = _number_or_schedule(rate, "momentum", momentum)
         self.norm_constraint = None
         if norm_constraint is not None:
@@ -185,6 +190,7 @@ class KFAC(keras.optimizers.Optimizer):
             seeds=keras.random.SeedGenerator(seed, name="seed"),
             parts=[],
             layout=None,
+            objective=None,
         )
         self._track_variable(self._hidden.seeds.state)
         self._updates = self._add_state("factor_updates", (), "int32")
@@ -304,6 +310,15 @@ class KFAC(keras.optimizers.Optimizer):
         for part in self._hidden.parts:
             part.take(state)
 
+    def _add_number(self, name, value):
+        return self.add_variable(
+            (),
+            keras.initializers.Constant(value),
+            "float32",
+            aggregation="only_first_replica",
+            name=name,
+        )
+
     def _add_state(self, name, shape, dtype):
         # Each replica sees its own part of a batch: factors are the mean of theirs.
         aggregation = "mean" if "float" in dtype else "only_first_replica"
@@ -324,6 +339,12 @@ class KFAC(keras.optimizers.Optimizer):
             y: Labels, which only `fisher="empirical"` reads.
             sample_weight: Weights of the examples, as in `fit`.
         """
+        if self.adaptation:
+            batch = keras.tree.map_structure(
+                lambda t: None if t is None else ops.convert_to_tensor(t),
+                (x, y, sample_weight),
+            )
+            self._hidden.objective = Objective(self.model, *batch)
         seed = seed_pair(self._hidden.seeds)
         parts = self._hidden.parts
         if self.gradient_accumulation_steps:
@@ -344,6 +365,10 @@ class KFAC(keras.optimizers.Optimizer):
 
         due = self._due(self.factor_update_period)
         _assign([*counts, *kept], _where_due(due, measure, old))
+
+    def forget(self):
+        """Forgets the batch, which is kept from `observe` to the update."""
+        self._hidden.objective = None
 
     def _add_batch(self, batch, count, skipped, *old):
         """Returns the counts and factors after a batch."""
@@ -380,22 +405,19 @@ class KFAC(keras.optimizers.Optimizer):
         _assign([self._updates, *factors], [k, *new])
         _assign([self._summed, *sums], [0, *map(ops.zeros_like, mean)])
 
-    def _refresh(self):
-        """Makes of the factors what divides gradients, if that is due."""
+    def _refresh(self, also=False):
+        """Makes of the factors what divides gradients, if that is due, or `also`."""
         parts = self._hidden.parts
-        state = [v for part in parts for v in (*part.factors, *part.caches)]
-        damping = self._value(self._damping)
+        damping = self._inverse_damping()
 
         def refreshed():
-            new = []
-            for part in parts:
-                now = tensors(part.factors), tensors(part.caches)
-                factors, caches = part.approximation.refresh(*now, damping)
-                new += [*factors, *caches]
-            return new
+            new = [part.refreshed(damping) for part in parts]
+            return [t for factors, caches in new for t in (*factors, *caches)]
 
         due = self._due(self.inverse_update_period, first=3)
-        _assign(state, _where_due(due, refreshed, tensors(state)))
+        due = due if also is False else ops.logical_or(due, also)
+        state = [v for part in parts for v in (*part.factors, *part.caches)]
+        _change_where_due(due, state, refreshed)
 
     def _due(self, period, first=0):
         """Whether something is due that comes after so many updates; True if always."""
@@ -416,24 +438,101 @@ class KFAC(keras.optimizers.Optimizer):
         grads, replicas = _reduced(grads)
         if self.gradient_accumulation_steps:
             self._average_sums()
+        if self.adaptation:
+            if replicas > 1:
+                raise ValueError(
+                    "expected one replica with an adaptation. Received: "
+                    f"{replicas} replicas"
+                )
+            steps = self._adapted(grads, trainable_variables)
+            super()._backend_update_step(steps, trainable_variables, 1.0)
+            return
         self._refresh()
-        steps = self._precondition(grads, trainable_variables)
+        steps = self._precondition(grads, trainable_variables, self._inverse_damping())
         size = self._norm_scale(steps, grads, learning_rate) / replicas
         steps = [ops.cast(size, step.dtype) * step for step in steps]
         super()._backend_update_step(steps, trainable_variables, learning_rate)
 
-    def _precondition(self, grads, variables):
-        """Returns U for each gradient."""
+    def _adapted(self, grads, variables):
+        """Returns δ, and changes γ and λ."""
+        objective, adaptation = self._hidden.objective, self.adaptation
+        self.forget()
+        if objective is None:
+            raise ValueError(
+                "expected to see the batch by `observe` before its gradients, as an "
+                "adaptation reads the loss. Received: gradients alone"
+            )
+        known = []
+        if adaptation.momentum:
+            slots = [self._momentums[self._get_variable_index(v)] for v in variables]
+            known.append(tensors(slots))
+        damping = self.damping + adaptation.l2
+
+        def curvature(directions):
+            return objective.curvature(variables, directions, adaptation.subsample)
+
+        def best(inverse_damping, states=None):
+            steps = self._precondition(grads, variables, inverse_damping, states)
+            directions = [[-step for step in steps], *known]
+            return lowest(grads, directions, curvature, damping)
+
+        due = False
+        if adaptation.gamma_interval:
+            due = self._due(adaptation.gamma_interval)
+            _change_where_due(due, [self._gamma], lambda: [self._best_gamma(best)])
+        self._refresh(due)
+        change, expected = best(self._inverse_damping())
+
+        def adapted():
+            gain = objective.loss(variables, change)
+            gain = gain - objective.loss(variables, [0 * delta for delta in change])
+            ratio = ops.cast(gain, expected.dtype) / expected
+            return [adaptation.damping(self.damping, ops.cast(ratio, "float32"))]
+
+        if adaptation.damping_interval:
+            due = self._due(adaptation.damping_interval)
+            _change_where_due(due, [self._damping], adapted)
+        return change
+
+    def _best_gamma(self, best):
+        """Returns that γ of three by whose inverses M(δ) is lowest."""
+        gammas = self.adaptation.gammas(self._gamma)
+
+        def compare(i, least, chosen):
+            gamma = ops.take(gammas, i)
+            damping = ops.square(gamma)
+            states = [part.refreshed(damping) for part in self._hidden.parts]
+            expected = ops.cast(best(damping, states)[1], "float32")
+            lower = expected < least  # Which what is no number is not.
+            return [
+                ops.where(lower, expected, least),
+                ops.where(lower, gamma, chosen),
+            ]
+
+        start = [ops.full((), float("inf"), "float32"), gammas[0]]
+        return ops.fori_loop(0, 3, lambda i, found: compare(i, *found), start)[1]
+
+    def _inverse_damping(self):
+        """What damps the inverses: λ; with an adaptation γ², or λ + η."""
+        if not self.adaptation:
+            return self._value(self._damping)
+        if self.adaptation.gamma_interval:
+            return ops.square(self._gamma)
+        return self._damping + self.adaptation.l2
+
+    def _precondition(self, grads, variables, damping, states=None):
+        """Returns U for each gradient; with `states` in place of the parts' own."""
         given = {
             self._var_key(v): ops.convert_to_tensor(g)
             for g, v in zip(grads, variables, strict=True)
         }
-        damping = self._value(self._damping)
         steps = {}
-        for part in self._hidden.parts:
+        states = states or [None] * len(self._hidden.parts)
+        for part, state in zip(self._hidden.parts, states, strict=True):
             keys = [self._var_key(variable) for variable in part.variables]
             if any(key in given for key in keys):
-                found = part.precondition([given.get(key) for key in keys], damping)
+                of_part = [given.get(key) for key in keys]
+                found = part.precondition(of_part, damping, state)
                 steps.update(zip(keys, found, strict=True))
         return [steps[self._var_key(variable)] for variable in variables]
 
@@ -449,17 +548,19 @@ class KFAC(keras.optimizers.Optimizer):
         return ops.sqrt(ops.minimum(1.0, c / ops.maximum(square, c * 1e-12)))
 
     def update_step(self, gradient, variable, learning_rate):
-        """Moves a variable by M ← μ M - η U.
+        """Moves a variable by M ← μ M - η U; with an adaptation, by M ← δ.
 
         Args:
-            gradient: U.
+            gradient: U, or δ.
             variable: The variable.
             learning_rate: η.
         """
         m = self._momentums[self._get_variable_index(variable)]
-        mu = ops.cast(self._value(self.momentum), m.dtype)
-        step = ops.cast(learning_rate, m.dtype) * ops.cast(gradient, m.dtype)
-        self.assign(m, mu * m - step)
+        step = ops.cast(gradient, m.dtype)
+        if not self.adaptation:
+            mu = ops.cast(self._value(self.momentum), m.dtype)
+            step = mu * m - ops.cast(learning_rate, m.dtype) * step
+        self.assign(m, step)
         self.assign_add(variable, ops.cast(m, variable.dtype))
 
     # Arguments.
@@ -518,6 +619,7 @@ class KFAC(keras.optimizers.Optimizer):
             "fisher": self.fisher,
             "approximation": self.approximation,
             "sharing": self.sharing,
+            "adaptation": keras.saving.serialize_keras_object(self.adaptation),
             "seed": self.seed,
             "layout": self._hidden.layout,
         }
@@ -546,6 +648,11 @@ def _where_due(due, new, old):
         if not isinstance(due, jax.core.Tracer):
             return new() if due else old
     return new() if due is True else ops.cond(due, new, lambda: old)
+
+
+def _change_where_due(due, variables, new):
+    """Gives variables the values `new()` if `due` is true."""
+    _assign(variables, _where_due(due, new, tensors(variables)))
 
 
 def _assign(variables, values):

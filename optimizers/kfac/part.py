@@ -49,16 +49,27 @@ class Part:
             for shape in self.approximation.statistics.values()
         ]
 
-    def precondition(self, gradients, damping):
-        """Returns the gradients of its variables divided by the curvature."""
+    def refreshed(self, damping):
+        """Returns the values that its factors and its caches are to have."""
+        return self.approximation.refresh(
+            tensors(self.factors), tensors(self.caches), damping
+        )
+
+    def precondition(self, gradients, damping, state=None):
+        """Returns the gradients of its variables divided by the curvature.
+
+        Args:
+            gradients: List of tensors, None for what has no gradient.
+            damping: λ.
+            state: What `refreshed` returns, in place of the state as it is.
+        """
         gradients = [
             ops.zeros(v.shape, self.dtype) if g is None else ops.cast(g, self.dtype)
             for v, g in zip(self.variables, gradients, strict=True)
         ]
         gradient = self.block.join(gradients) if self.block else gradients[0]
-        step = self.approximation.precondition(
-            gradient, tensors(self.factors), tensors(self.caches), damping
-        )
+        factors, caches = state or (tensors(self.factors), tensors(self.caches))
+        step = self.approximation.precondition(gradient, factors, caches, damping)
         return self.block.split(step) if self.block else [step]
 
 

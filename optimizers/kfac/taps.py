@@ -21,6 +21,16 @@ SCALE = 1024.0
 
 
 @contextlib.contextmanager
+def running_cells(model):
+    """A context without cuDNN, which runs no cell and has no second derivative."""
+    with contextlib.ExitStack() as stack:
+        for layer in model._flatten_layers():
+            if hasattr(layer, "use_cudnn"):
+                stack.enter_context(attributes(layer, use_cudnn=False))
+        yield
+
+
+@contextlib.contextmanager
 def tapped(model, parts, zeros, caches):
     """A context in which layers' calls have taps.
 
@@ -31,10 +41,7 @@ def tapped(model, parts, zeros, caches):
         caches: The list of tensors of each, the values of its caches. (In the model's
             call the optimizer's variables cannot be read.)
     """
-    with contextlib.ExitStack() as stack:
-        for layer in model._flatten_layers():
-            if hasattr(layer, "use_cudnn"):  # Which runs no cell.
-                stack.enter_context(attributes(layer, use_cudnn=False))
+    with running_cells(model), contextlib.ExitStack() as stack:
         for part, *values in zip(parts, zeros, caches, strict=True):
             layer = part.block.layer
 

@@ -26,6 +26,22 @@ def curvatures(weights, activations, x, likelihood):
         A matrix for each layer, of the kernel with the bias as its last row, row by
         row: `[(n + 1) m, (n + 1) m]`.
     """
+    jacobians, of_output = _of_outputs(weights, activations, x, likelihood)
+    return [np.einsum("nca,ncd,ndb->ab", j, of_output, j) / len(x) for j in jacobians]
+
+
+def curvature(weights, activations, x, likelihood):
+    """The curvature of the mean loss by the weights of all layers, as one matrix.
+
+    What `curvatures` returns are its blocks.
+    """
+    jacobians, of_output = _of_outputs(weights, activations, x, likelihood)
+    j = np.concatenate(jacobians, axis=-1)
+    return np.einsum("nca,ncd,ndb->ab", j, of_output, j) / len(x)
+
+
+def _of_outputs(weights, activations, x, likelihood):
+    """Each example's Jacobian of a layer's weights, and curvature by the outputs."""
     rows, slopes, h = [], [], x.astype("float64")
     for (kernel, bias), name in zip(weights, activations, strict=True):
         value, slope = ACTIVATIONS[name]
@@ -42,19 +58,14 @@ def curvatures(weights, activations, x, likelihood):
         "bernoulli": [np.diag(r * (1 - r)) / size for r in q],
         "gaussian": [np.eye(size) * 2 / size] * len(x),
     }[likelihood]
-    found = []
-    for layer in range(len(weights)):
-        total = 0.0
-        for n in range(len(x)):
-            jacobian = np.diag(slopes[-1][n])  # Of the outputs by s of a layer.
-            for later in range(len(weights) - 1, layer, -1):
-                w = weights[later][0]
-                jacobian = jacobian @ w.T @ np.diag(slopes[later - 1][n])
-            of_s = jacobian.T @ of_output[n] @ jacobian
-            a = rows[layer][n]
-            total = total + np.kron(np.outer(a, a), of_s)
-        found.append(total / len(x))
-    return found
+    of_s = [np.stack([np.diag(slope) for slope in slopes[-1]])]
+    for (kernel, _), slope in zip(weights[:0:-1], slopes[-2::-1], strict=True):
+        of_s.append(of_s[-1] @ kernel.T * slope[:, None, :])
+    jacobians = [
+        (a[:, None, :, None] * j[:, :, None, :]).reshape(len(x), size, -1)
+        for a, j in zip(rows, of_s[::-1], strict=True)
+    ]
+    return jacobians, np.stack(of_output)
 
 
 def of_one_example(model, x, part):
