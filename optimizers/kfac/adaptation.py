@@ -36,11 +36,16 @@ class Adaptation:
     is √(λ + η); then at every T2-th update each of γ, ω2 γ and γ / ω2, ω2 = ω^(T2/2),
     is tried, and that one kept of which the update's M(δ) is lowest.
 
-        model.compile(optimizer=KFAC(model, damping=150, adaptation=Adaptation()), ...)
+        model.compile(optimizer=KFAC(model, damping=1.0, adaptation=Adaptation()), ...)
+
+    (The paper begins with λ = 150, of a cross-entropy that sums over D outputs; Keras's
+    averages over them, of which the same is 150 / D.)
 
     This is for batches that tell the whole loss: all examples, or thousands of them. On
     small ones noise counts as progress, and a fixed damping with a learning rate does
-    better.
+    better. Steps are as M has them: what else would change gradients or steps (a norm
+    constraint, weight decay, clipping, accumulated gradients) is refused, and so is
+    training in more than one of TensorFlow's replicas.
 
     Reference: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored
     Approximate Curvature", 2015. https://arxiv.org/abs/1503.05671

@@ -18,7 +18,8 @@ from .blocks.base import find_blocks
 from .fisher import KINDS
 from .measuring import measured
 from .objective import Objective
-from .part import Part, tensors
+from .part import Part
+from .state import assign, change_where_due, tensors, where_due
 
 APPROXIMATIONS = ("kronecker", "ekfac", "diagonal")
 SHARINGS = ("expand", "reduce")
@@ -364,7 +365,7 @@ class KFAC(keras.optimizers.Optimizer):
             return self._add_batch(batch, *old)
 
         due = self._due(self.factor_update_period)
-        _assign([*counts, *kept], _where_due(due, measure, old))
+        assign([*counts, *kept], where_due(due, measure, old))
 
     def forget(self):
         """Forgets the batch, which is kept from `observe` to the update."""
@@ -402,8 +403,8 @@ class KFAC(keras.optimizers.Optimizer):
         old = tensors(factors)
         new = self._average(k, old, mean)
         new = [ops.where(some, n, o) for n, o in zip(new, old, strict=True)]
-        _assign([self._updates, *factors], [k, *new])
-        _assign([self._summed, *sums], [0, *map(ops.zeros_like, mean)])
+        assign([self._updates, *factors], [k, *new])
+        assign([self._summed, *sums], [0, *map(ops.zeros_like, mean)])
 
     def _refresh(self, also=False):
         """Makes of the factors what divides gradients, if that is due, or `also`."""
@@ -417,7 +418,7 @@ class KFAC(keras.optimizers.Optimizer):
         due = self._due(self.inverse_update_period, first=3)
         due = due if also is False else ops.logical_or(due, also)
         state = [v for part in parts for v in (*part.factors, *part.caches)]
-        _change_where_due(due, state, refreshed)
+        change_where_due(due, state, refreshed)
 
     def _due(self, period, first=0):
         """Whether something is due that comes after so many updates; True if always."""
@@ -479,7 +480,7 @@ class KFAC(keras.optimizers.Optimizer):
         due = False
         if adaptation.gamma_interval:
             due = self._due(adaptation.gamma_interval)
-            _change_where_due(due, [self._gamma], lambda: [self._best_gamma(best)])
+            change_where_due(due, [self._gamma], lambda: [self._best_gamma(best)])
         self._refresh(due)
         change, expected = best(self._inverse_damping())
 
@@ -491,7 +492,7 @@ class KFAC(keras.optimizers.Optimizer):
 
         if adaptation.damping_interval:
             due = self._due(adaptation.damping_interval)
-            _change_where_due(due, [self._damping], adapted)
+            change_where_due(due, [self._damping], adapted)
         return change
 
     def _best_gamma(self, best):
@@ -637,27 +638,6 @@ class KFAC(keras.optimizers.Optimizer):
         optimizer = cls(**config)
         optimizer._hidden.layout = layout
         return optimizer
-
-
-def _where_due(due, new, old):
-    """Returns `new()` if `due` is true, else `old`."""
-    if keras.backend.backend() == "jax":
-        import jax
-
-        # Run eagerly, a conditional would be compiled anew each time.
-        if not isinstance(due, jax.core.Tracer):
-            return new() if due else old
-    return new() if due is True else ops.cond(due, new, lambda: old)
-
-
-def _change_where_due(due, variables, new):
-    """Gives variables the values `new()` if `due` is true."""
-    _assign(variables, _where_due(due, new, tensors(variables)))
-
-
-def _assign(variables, values):
-    for variable, value in zip(variables, values, strict=True):
-        variable.assign(value)
 
 
 def _reduced(grads):

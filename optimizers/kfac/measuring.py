@@ -6,7 +6,7 @@ from keras import ops
 from ...layers.ops.gradient import gradients
 from ...layers.ops.random import nth_seed
 from .fisher import terms_of
-from .part import tensors
+from .state import tensors
 from .taps import SCALE, tapped
 
 

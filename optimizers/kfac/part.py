@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from .state import tensors
+
 
 class Part:
     """Weights whose curvature is one block of the whole.
@@ -71,8 +73,3 @@ class Part:
         factors, caches = state or (tensors(self.factors), tensors(self.caches))
         step = self.approximation.precondition(gradient, factors, caches, damping)
         return self.block.split(step) if self.block else [step]
-
-
-def tensors(variables):
-    """The values of variables."""
-    return [ops.convert_to_tensor(variable) for variable in variables]

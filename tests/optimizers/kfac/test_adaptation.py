@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from harness.curvature import curvature, curvatures
+from harness.curvature import curvature
 from harness.training import QUICK, check_lowering, check_steps, compile_model
 from kzoo.optimizers import KFAC, Adaptation
 from kzoo.optimizers.kfac.adaptation import lowest
@@ -173,14 +173,14 @@ def test_on_a_quadratic_steps_are_conjugate_gradients(momentum):
 # --- whole steps, against the same ones in NumPy ----------------------------------
 
 
-def simulated(model, x, y, steps, damping, adaptation):
+def simulated(model, x, y, steps, damping, adaptation, period):
     """θ, λ and γ after each step, for a mean squared error."""
-    shapes, theta = network(), joined(model.get_weights()).astype("float64")
-    t1, t2 = adaptation.damping_interval, adaptation.gamma_interval
-    gamma, last = np.sqrt(damping + adaptation.l2), 0 * theta
+    theta = joined(model.get_weights()).astype("float64")
+    eta, t1, t2 = adaptation.l2, adaptation.damping_interval, adaptation.gamma_interval
+    gamma, last = np.sqrt(damping + eta), 0 * theta
 
     def weights(theta):
-        return list(zip(*[iter(parted(theta, shapes))] * 2, strict=True))
+        return list(zip(*[iter(parted(theta, model))] * 2, strict=True))
 
     def loss(theta):
         (w, b), (v, c) = weights(theta)
@@ -193,46 +193,46 @@ def simulated(model, x, y, steps, damping, adaptation):
         back = error @ v.T * (1 - h**2)
         return joined([x.T @ back, back.sum(0), h.T @ error, error.sum(0)])
 
-    def best(theta, of_inverses):
+    def inverses(theta, damping):
+        (w, b), (v, _) = weights(theta)
+        h = np.tanh(x @ w + b)
+        of_output = np.eye(2) * 2 / y.shape[1]
+        back = v.T * (1 - h**2)[:, None]
+        of_hidden = np.einsum("nci,cd,ndj->ij", back, of_output, back) / len(x)
+        found = []
+        for rows, g in ((x, of_hidden), (h, of_output)):
+            a = np.concatenate([rows, np.ones((len(x), 1))], axis=1)
+            a = a.T @ a / len(x)
+            pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / len(g)))
+            root = np.sqrt(damping)
+            a, g = a + pi * root * np.eye(len(a)), g + root / pi * np.eye(len(g))
+            found.append(np.kron(np.linalg.inv(a), np.linalg.inv(g)))
+        return found
+
+    def best(theta, inverses):
         """δ and M(δ) - M(0), from dense matrices."""
-        slope, now = gradient(theta), weights(theta)
-        c = curvature(now, TANH, x, "gaussian")
-        c = c + (damping + adaptation.l2) * np.eye(len(c))
-        parts, start = [], 0
-        (w, b), _ = now
-        rows = [x, np.tanh(x @ w + b)]
-        for r, block in zip(rows, curvatures(now, TANH, x, "gaussian"), strict=True):
-            a = np.concatenate([r, np.ones((len(r), 1))], axis=1)
-            a = a.T @ a / len(a)
-            m = len(block) // len(a)
-            g = of_layer[len(parts)](now)
-            root = np.sqrt(of_inverses)
-            pi = np.sqrt((np.trace(a) / len(a)) / (np.trace(g) / m))
-            a, g = a + pi * root * np.eye(len(a)), g + root / pi * np.eye(m)
-            u = slope[start : start + len(block)].reshape(len(a), m)
-            parts.append(-np.linalg.solve(a, u) @ np.linalg.inv(g))
-            start += len(block)
-        found = [np.concatenate([part.ravel() for part in parts])]
+        slope = gradient(theta)
+        c = curvature(weights(theta), TANH, x, "gaussian")
+        c = c + (damping + eta) * np.eye(len(c))
+        first, second = inverses
+        parts = np.split(-slope, [len(first)])
+        found = [np.concatenate([first @ parts[0], second @ parts[1]])]
         if adaptation.momentum and last.any():
             found.append(last)
         found = np.stack(found)
         delta = -found.T @ np.linalg.solve(found @ c @ found.T, found @ slope)
         return delta, slope @ delta + 0.5 * delta @ c @ delta
 
-    def of_first(now):
-        (w, b), (v, _) = now
-        back = v.T[None] * (1 - np.tanh(x @ w + b) ** 2)[:, None]
-        return np.einsum("nci,ncj->ij", back, back) / len(x) * 2 / y.shape[1]
-
-    of_layer = [of_first, lambda now: np.eye(2) * 2 / y.shape[1]]
     found = []
     for step in range(steps):
-        if t2 and step % t2 == 0:
+        searched = t2 and step % t2 == 0
+        if searched:
             omega = adaptation.decay ** (t2 / 2)
             gammas = [gamma, omega * gamma, gamma / omega]
-            gamma = min(gammas, key=lambda g: best(theta, g**2)[1])
-        of_inverses = gamma**2 if t2 else damping + adaptation.l2
-        last, value = best(theta, of_inverses)
+            gamma = min(gammas, key=lambda g: best(theta, inverses(theta, g**2))[1])
+        if searched or step % period == 0 or step < 3:
+            held = inverses(theta, gamma**2 if t2 else damping + eta)
+        last, value = best(theta, held)
         if t1 and step % t1 == 0:
             rho = (loss(theta + last) - loss(theta)) / value
             (low, high), omega = adaptation.thresholds, adaptation.decay**t1
@@ -243,22 +243,24 @@ def simulated(model, x, y, steps, damping, adaptation):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "period, arguments",
     [
-        {"damping_interval": 1, "gamma_interval": 2, "l2": 0.01, "decay": 0.5},
-        {"damping_interval": 2, "gamma_interval": None, "momentum": False},
+        (5, {"damping_interval": 1, "gamma_interval": 2, "l2": 0.01, "decay": 0.5}),
+        (1, {"damping_interval": 2, "gamma_interval": None, "l2": 0.1}),
     ],
     ids=["all", "little"],
 )
-def test_steps_are_those_of_dense_matrices(arguments):
+def test_steps_are_those_of_dense_matrices(period, arguments):
     model, (x, y) = network(), data(seed=2)
-    adaptation = Adaptation(thresholds=(0.4, 0.8), **arguments)
-    expected = simulated(model, x, 3 * y, 7, 0.02, adaptation)
+    momentum = arguments["gamma_interval"] is not None
+    adaptation = Adaptation(momentum=momentum, thresholds=(0.4, 0.8), **arguments)
+    expected = simulated(model, x, 3 * y, 7, 0.02, adaptation, period)
     if adaptation.gamma_interval:  # Every rule has been followed.
         _, *both = zip(*expected, strict=True)
-        for values in both:
-            assert set(np.sign(np.diff(values))) == {-1, 0, 1}
-    optimizer = compiled(model, damping=0.02, adaptation=adaptation)
+        for start, values in zip((0.02, 0.03**0.5), both, strict=True):
+            assert set(np.sign(np.diff([start, *values]))) == {-1, 0, 1}
+    arguments = {"damping": 0.02, "inverse_update_period": period}
+    optimizer = compiled(model, adaptation=adaptation, **arguments)
     for theta, damping, gamma in expected:
         model.train_on_batch(x, 3 * y)
         tol = 1e-5 if WIDE else 0.01
