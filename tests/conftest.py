@@ -31,7 +31,7 @@ OTHER_BACKEND = harness.fresh.OTHER_BACKEND
 # otherwise there; of compositions, each optimizer of which others derive.
 KEPT = (
     *("test_docs", "test_repository", "test_packaging", "test_benchmarks"),
-    *("-compiled]", "-retracing]", "-seed]", "-state]", "-lowering]"),
+    *("-compiled]", "-retracing]", "-seed]", "-state]"),
     *("-mixed precision]", "-streaming]", "-reduction]"),
     *("[sgd-", "[adam-", "[rmsprop-", "[lion-", "[adamw-"),
 )
