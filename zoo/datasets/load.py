@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 # tensorflow-datasets' own.
 _BUILDERS = {
     "breast_cancer": ".breast_cancer",
+    "camel_case": ".camel_case",
     "diabetes": ".diabetes",
     "digits": ".digits",
     "python_source": ".python_source",
@@ -23,14 +24,15 @@ def load(name, split=None, *, data_dir=None, as_supervised=True):
     of several processes that prepare at once one provides it to all.
 
     Args:
-        name: A tensorflow-datasets name: `"breast_cancer"`, `"diabetes"`, `"digits"`
-            and `"python_source"` are prepared without a network, others such as
-            `"cifar10"` are downloaded.
+        name: A tensorflow-datasets name: `"breast_cancer"`, `"camel_case"`,
+            `"diabetes"`, `"digits"` and `"python_source"` are prepared without a
+            network, others such as `"cifar10"` are downloaded.
         split: Which examples, such as `"train"` or `"train[:80%]+validation"`, or a
             list of those. Without one, all splits.
         data_dir: Folder of the prepared data sets. Defaults to the environment
             variable `TFDS_DATA_DIR` or else `~/tensorflow_datasets`.
-        as_supervised: Whether examples are pairs `(input, label)` and not dicts.
+        as_supervised: Whether examples are pairs `(input, label)` and not dicts; an
+            input of several tensors is a dict.
 
     Returns:
         `(dataset, info)`: a `tf.data.Dataset` (a list of them for a list of splits,
