@@ -307,8 +307,10 @@ class ReversibleLayer(RecurrentLayer):
 
     max_forget_bits = property(attrgetter("cell.max_forget_bits"))
 
-    def __init__(self, units, activation="tanh", **kwargs):
+    def __init__(self, units, activation="tanh", *, output_units=None, **kwargs):
         super().__init__(units, activation, **kwargs)
+        output_units = self.units if output_units is None else output_units
+        self.output_units = integer("output_units", output_units, 1, self.units)
         self._runs = {}
         if self.unroll:
             raise ValueError(
@@ -331,7 +333,7 @@ class ReversibleLayer(RecurrentLayer):
             tensors["mask"] = ops.cast(mask, "bool")
         options = {
             "go_backwards": self.go_backwards,
-            "all_steps": self.return_sequences,
+            "output_units": self.output_units if self.return_sequences else 0,
         }
         key = tuple(options.values())
         if key not in self._runs:
@@ -339,7 +341,7 @@ class ReversibleLayer(RecurrentLayer):
         found = self._runs[key](tensors)
         count = len(tensors["parts"])
         states = cell.states_of(found[:count])
-        last = outputs = states[0]
+        last = outputs = states[0][:, : self.output_units]
         if self.return_sequences:
             (outputs,) = found[count:]
         if mask is not None and self.zero_output_for_mask:
@@ -351,3 +353,14 @@ class ReversibleLayer(RecurrentLayer):
             else:
                 outputs = last
         return last, outputs, states
+
+    def compute_output_shape(self, sequences_shape, initial_state_shape=None):
+        """Returns the outputs' shape, and those of the states if they are returned."""
+        found = super().compute_output_shape(sequences_shape, initial_state_shape)
+        output, *states = found if self.return_state else (found,)
+        output = (*output[:-1], self.output_units)
+        return (output, *states) if self.return_state else output
+
+    def get_config(self):
+        """Returns the constructor's arguments."""
+        return {**super().get_config(), "output_units": self.output_units}

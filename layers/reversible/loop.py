@@ -56,7 +56,7 @@ def run(cell, tensors, **options):
         **options: `Loop`'s options.
 
     Returns:
-        List of the last state's parts and, with `all_steps`, of the outputs.
+        List of the last state's parts and, with `output_units`, of the outputs.
     """
 
     @ops.custom_gradient
@@ -82,12 +82,12 @@ class Loop:
         cell: A `ReversibleCell`.
         tensors: A dict, as `run` takes it.
         go_backwards: Whether to run from the last step to the first.
-        all_steps: Whether to return the outputs of all steps.
+        output_units: Of how many units to return the outputs of all steps; 0: none.
     """
 
-    def __init__(self, cell, tensors, *, go_backwards, all_steps):
+    def __init__(self, cell, tensors, *, go_backwards, output_units):
         self.cell, self.fixed = cell, cell.fixed
-        self.go_backwards, self.all_steps = go_backwards, all_steps
+        self.go_backwards, self.output_units = go_backwards, output_units
         self.x, self.mask = tensors["x"], tensors.get("mask")
         self.drop_inputs = tensors.get("drop_inputs")
         self.drop_state = tensors.get("drop_state")
@@ -100,9 +100,9 @@ class Loop:
 
         Returns:
             Integers of the last state's parts; a list of the outputs,
-            `[B, T, units]`, if wanted.
+            `[B, T, output_units]`, if wanted.
         """
-        outputs = [self.output(self.first)] if self.all_steps else []
+        outputs = [self.output(self.first)] if self.output_units else []
 
         def step(t, carry):
             state, outputs = map(list, carry)
@@ -139,7 +139,7 @@ class Loop:
             A dict of the gradients of what `run` takes.
         """
         of_word, count = self.plan()
-        *d_last, d_outputs = upstream if self.all_steps else [*upstream, None]
+        *d_last, d_outputs = upstream if self.output_units else [*upstream, None]
         d_x = array(count, stacked(array(of_word, at_step(self.x, 0))))
         d_weights = keras.tree.map_structure(
             lambda w: ops.zeros_like(w, dtype=self.cell.wide_dtype), self.weights
@@ -336,9 +336,9 @@ class Loop:
         return z * d, d_v, p * d_gate
 
     def output(self, state):
-        """The output of a step: h¹ and h² side by side."""
+        """The output of a step: the first units of h¹ and h² side by side."""
         h = ops.concatenate([self.cell.decode(n) for n in state[:2]], axis=-1)
-        return ops.cast(h, self.cell.compute_dtype)
+        return ops.cast(h[:, : self.output_units], self.cell.compute_dtype)
 
     def add_output(self, d_state, d_outputs, t):
         """Adds what the output of step t had an influence on."""
@@ -346,6 +346,7 @@ class Loop:
             at_step(d_outputs, ops.minimum(t, self.steps - 1)), self.cell.wide_dtype
         )
         d = ops.where(t < self.steps, d, ops.zeros_like(d))
+        d = ops.pad(d, [(0, 0), (0, self.cell.units - self.output_units)])
         d = ops.split(d, 2, axis=-1)
         return [d_state[0] + d[0], d_state[1] + d[1], *d_state[2:]]
 

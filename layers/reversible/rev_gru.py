@@ -136,6 +136,8 @@ class RevGRU(ReversibleLayer):
         recurrent_dropout: Rate at which units are dropped from products with U.
         seed: An integer, for the same draws again; with `go_backwards` they are
             others, so that the layers of a `keras.layers.Bidirectional` draw apart.
+        output_units: How many units an output has: the first ones of h. Those of all
+            steps that are returned are kept, and others are not. Defaults to all.
         return_sequences: Whether to return the outputs of all steps, not the last.
         return_state: Whether to return the last state too.
         go_backwards: Whether to run from the last step to the first, and return the
@@ -154,12 +156,12 @@ class RevGRU(ReversibleLayer):
         `[B, T, features]`.
 
     Output shape:
-        `[B, units]`, or `[B, T, units]` with `return_sequences`; with `return_state` a
-        tuple of that and the last state, `[B, units]`.
+        `[B, output_units]`, or `[B, T, output_units]` with `return_sequences`; with
+        `return_state` a tuple of that and the last state, `[B, units]`.
 
     Raises:
-        ValueError: If `units` is odd, the numbers of bits or the rates are not within
-            their bounds, or `unroll` is True.
+        ValueError: If `units` is odd, the numbers of bits, the rates or `output_units`
+            are not within their bounds, or `unroll` is True.
 
     Example:
 

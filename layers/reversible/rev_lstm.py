@@ -143,8 +143,9 @@ class RevLSTM(ReversibleLayer):
         `[B, T, features]`.
 
     Output shape:
-        `[B, units]`, or `[B, T, units]` with `return_sequences`; with `return_state` a
-        tuple of that, the last state and the last carry, `[B, units]` each.
+        `[B, output_units]`, or `[B, T, output_units]` with `return_sequences`; with
+        `return_state` a tuple of that, the last state and the last carry, `[B, units]`
+        each.
 
     Raises:
         ValueError: As `RevGRU`.

@@ -248,7 +248,7 @@ def loop_of(layer, x=X):
     weights = cell._weights_of_couplings()
     parts = cell.parts_of(first_states(layer))
     tensors = {"x": ops.convert_to_tensor(x), "parts": parts, "weights": weights}
-    return Loop(cell, tensors, go_backwards=False, all_steps=False)
+    return Loop(cell, tensors, go_backwards=False, output_units=0)
 
 
 def test_a_step_that_is_not_undone_is_noticed():
@@ -281,6 +281,28 @@ def test_what_is_kept(layer):
     loop = loop_of(one)
     last, full, _ = loop.there_or_back(False, 0, loop.first, empty)
     assert not any(numpy(w).any() for w in full)
+
+
+@each_layer
+@pytest.mark.parametrize("whole", [True, False])
+def test_outputs_of_the_first_units(layer, whole):
+    """4 of 6: all of h¹ and one of h²."""
+    found = []
+    for units in (None, 4):
+        one = made(layer, return_sequences=whole, output_units=units, return_state=True)
+        run = stateless(one)
+
+        def loss(*values, run=run):
+            y, *states = run(*values)
+            return scaled(lambda: [y[..., :4], *states], 1 + len(states))()
+
+        outputs = one(X, initial_state=first_states(one))
+        shapes = one.compute_output_shape(X.shape)
+        assert [tuple(y.shape) for y in outputs] == [tuple(s) for s in shapes]
+        found.append([outputs[0][..., :4], *outputs[1:], *gradients(loss, *given(one))])
+    assert outputs[0].shape[-1] == 4
+    for expected, same in zip(*found, strict=True):
+        np.testing.assert_allclose(numpy(same), numpy(expected), rtol=1e-6, atol=1e-6)
 
 
 # --- what else a recurrent layer does ---------------------------------------------
@@ -355,6 +377,8 @@ def test_forgetting_starts_low():
         (RevLSTM, {"gate_bits": 16}),
         (RevGRU, {"dropout": 1.0}),
         (RevLSTM, {"unroll": True}),
+        (RevGRU, {"output_units": 5}),
+        (RevLSTM, {"output_units": 0}),
         (RevGRUCell, {"activity_regularizer": "l2"}),
     ],
 )
@@ -387,5 +411,11 @@ def test_contract_of_cells(cell, kwargs):
 
 @each_layer
 def test_configs_hold_what_the_contract_does_not_give(layer):
-    kwargs = {"units": 2, "use_bias": False, "stateful": True, "max_forget_bits": 0}
+    kwargs = {
+        "units": 2,
+        "output_units": 1,
+        "use_bias": False,
+        "stateful": True,
+        "max_forget_bits": 0,
+    }
     check_config(layer(**kwargs), kwargs, lambda given: layer(**given))
