@@ -68,6 +68,24 @@ def positive(name, value):
     )
 
 
+def nonnegative(name, value):
+    """Returns an argument that must be a finite number of at least 0, as a float.
+
+    Args:
+        name: The argument's name, for the message.
+        value: What was given for it.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    if is_number(value) and 0 <= value < math.inf:
+        return float(value)
+    raise ValueError(
+        f"expected `{name}` to be a finite number of at least 0. "
+        f"Received: {name}={value!r}"
+    )
+
+
 def rate(name, value):
     """Returns an argument that must be a part of 1, such as dropout's, as a float.
 

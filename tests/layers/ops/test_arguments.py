@@ -6,6 +6,7 @@ from kzoo.layers.ops.arguments import (
     finite,
     integer,
     is_integer,
+    nonnegative,
     positive,
     rate,
     share,
@@ -49,6 +50,15 @@ def test_shares():
     for value in (0, 1.1, True, "0.5", None, float("nan")):
         with pytest.raises(ValueError, match="expected `p` to be .*Received: p="):
             share("p", value)
+
+
+def test_numbers_of_at_least_0():
+    for value in (0, 0.5, 3, np.float32(0.25)):
+        assert nonnegative("a", value) == value
+        assert type(nonnegative("a", value)) is float
+    for value in (-0.1, True, "0.5", None, float("nan"), float("inf")):
+        with pytest.raises(ValueError, match="expected `a` to be .*Received: a="):
+            nonnegative("a", value)
 
 
 def test_finite_numbers():
