@@ -1,6 +1,7 @@
 """Architectures; importing this package registers their models."""
 
 from . import (
+    attention_seq2seq,
     bottleneck_resnet,
     deep_ensemble,
     lenet,
@@ -12,6 +13,7 @@ from . import (
 )
 
 __all__ = [
+    "attention_seq2seq",
     "bottleneck_resnet",
     "deep_ensemble",
     "lenet",
