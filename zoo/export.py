@@ -57,6 +57,9 @@ def export(
     live model, and then renamed into place: at any moment a server finds the whole of
     it or nothing.
 
+    Of an encoder-decoder its `translator` is exported, from `source` to `ids` and
+    `scores`, unless there is a `function`.
+
     An input without a name is called by its place: `input`, or `input_0`, `input_1`
     and so on.
 
@@ -70,7 +73,8 @@ def export(
             `probabilities`, `member_probabilities`, `predictive_entropy` and
             `mutual_information` of a classifier that ends in logits `[B, C]`; or, for
             a model that ends in `kzoo.layers.MeanAndVariance`,
-            `kzoo.zoo.predictive.regression(model)`.
+            `kzoo.zoo.predictive.regression(model)`; or, for a model that gives a dict
+            of tensors, the model itself.
         example: {input: array}, a valid batch, with which the SavedModel is compared
             and warmed up. The default is drawn: floats uniform in [0, 1), zeros for
             integers, empty strings, False.
@@ -106,7 +110,11 @@ def export(
             "KERAS_BACKEND=tensorflow load it with `keras.saving.load_model` and "
             f"export it. Received: backend {keras.backend.backend()!r}"
         )
+    from .models.attention_seq2seq import is_attention_seq2seq, translator
+
     name = model.name if name is None else name
+    if function is None and is_attention_seq2seq(model):
+        model = translator(model)
     if not placing.is_model_name(name):
         raise ValueError(
             "Expected a name of at most 128 letters, digits, '_', '.' and '-', not a "
@@ -196,6 +204,8 @@ def _prediction(model):
 
     if is_regressor(model):
         return regression(model)
+    if isinstance(model.output, dict):
+        return partial(model, training=False)
     outputs = model.outputs
     tensor = outputs[0]
     if len(outputs) != 1 or len(tensor.shape) != 2 or (tensor.shape[1] or 0) < 2:

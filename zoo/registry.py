@@ -59,7 +59,9 @@ def register_model(
         paper: Address of the paper.
         task: What the model predicts. Defaults to `"classification"`, whose models
             end in logits; those of `"regression"` end in
-            `kzoo.layers.MeanAndVariance`.
+            `kzoo.layers.MeanAndVariance`; those of `"translation"` are what
+            `kzoo.zoo.models.attention_seq2seq.translator` takes, and examples are
+            sources.
         backends: The Keras backends it runs on. Defaults to all that kzoo supports.
         recipe: dict of arguments of `kzoo.zoo.train`, which are then its defaults
             for this model.

@@ -1,11 +1,15 @@
 """The recurrent encoder and decoder with attention, and its search for translations."""
 
+from functools import partial
+
 import keras
 from keras import ops
 
+from ...layers import RevGRU
 from ...layers.ops.arguments import integer, nonnegative, rate
 from ...layers.ops.beam_search import beam_search
 from ...layers.reversible.base import ReversibleLayer
+from ..registry import register_model
 
 ATTEND_TO = ("states", "embeddings", "slice", "slice and embeddings")
 
@@ -171,7 +175,7 @@ def translator(
         A `keras.Model` from ids `source` `[B, S]` to a dict of the best target that is
         found for each: `ids` `[B, length]`, without the start and 0 after the end, and
         `scores` `[B]`, their log-probabilities over the length penalty.
-        `kzoo.zoo.export(translator, path, function=translator)` serves it.
+        `kzoo.zoo.export` makes it itself of an encoder-decoder.
 
     Raises:
         ValueError: If a number is not within its bounds.
@@ -196,6 +200,46 @@ def translator(
         name="translate",
     )
     return keras.Model(source, search(source), name=name or model.name)
+
+
+def is_attention_seq2seq(model):
+    """Returns whether a model is one that `translator` takes.
+
+    Args:
+        model: A `keras.Model`.
+    """
+    names = {layer.name for layer in getattr(model, "layers", ())}
+    parts = {"target_embedding", "encoder0", "decoder0", "attention", "logits"}
+    return parts <= names
+
+
+@register_model(
+    "attention_seq2seq_camel_case",
+    description="Encoder-decoder of RevGRU, with attention to a slice of the encoder's "
+    "states: writes names in camel case.",
+    dataset="camel_case",
+    task="translation",
+    input_shape=(24,),
+    paper="https://arxiv.org/abs/1810.10999",
+    recipe={"epochs": 8, "batch_size": 64, "learning_rate": 4e-3},
+)
+def attention_seq2seq_camel_case(
+    max_forget_bits=3, name="attention_seq2seq_camel_case", **overrides
+):
+    """Builds a reversible encoder-decoder for the names of the data set camel_case.
+
+    Args:
+        max_forget_bits: The limit on what `kzoo.layers.RevGRU` forgets.
+        name: Name of the model.
+        **overrides: Arguments of `attention_seq2seq`.
+    """
+    own = {
+        "units": 128,
+        "recurrent": partial(RevGRU, max_forget_bits=max_forget_bits),
+        "attend_to": "slice",
+        "slice_size": 20,
+    }
+    return attention_seq2seq(56, **{**own, **overrides}, name=name)
 
 
 @keras.saving.register_keras_serializable(package="kzoo", name="Seq2SeqFirstUnits")

@@ -65,7 +65,7 @@ def train(
     callbacks=(),
     verbose=True,
 ):
-    """Trains a classifier that ends in logits, or a regressor.
+    """Trains a classifier that ends in logits, of sequences too, or a regressor.
 
     Compiles the model with the cross-entropy of its logits, or a model that ends in
     `kzoo.layers.MeanAndVariance` with the likelihood, and calls `fit`. With
@@ -271,8 +271,10 @@ def _named(recipe):
 
 def _check_images(examples, recipe):
     """Refuses to shift or mirror what has no height and width."""
-    shape = examples.element_spec[0].shape
-    if (recipe["max_shift"] or recipe["flip"]) and shape.rank != 3:
+    if not (recipe["max_shift"] or recipe["flip"]):
+        return
+    shape = getattr(examples.element_spec[0], "shape", None)  # None of dicts.
+    if shape is None or shape.rank != 3:
         raise ValueError(
             "expected images [height, width, channels], or `max_shift=0` and "
             f"`flip=False`. Received: examples of shape {shape}, max_shift="

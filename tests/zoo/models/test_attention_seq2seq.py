@@ -6,11 +6,10 @@ import keras
 import numpy as np
 import pytest
 
-from harness import session
+from harness import check_model, session
 from harness.by_hand import randomize, softmax, value
-from harness.check import Check, arrays
-from harness.fresh import record_answer, record_case
-from harness.training import QUICK, check_lowering, check_steps, forward, train
+from harness.fresh import record_answer
+from harness.training import forward
 from kzoo.layers import RevGRU, RevLSTM
 from kzoo.zoo.export import export
 from kzoo.zoo.models.attention_seq2seq import (
@@ -206,7 +205,7 @@ def test_serves_translations(tmp_path):
     """By two signatures, from the session's folder in a fresh process."""
     model = translator(made("rev_gru", attend_to="slice"), beams=2, length=4)
     folder, source = session.get().new("exports", model.name), names()["source"]
-    path = export(model, tmp_path, function=model, example={"source": source})
+    path = export(model, tmp_path, example={"source": source})
     path.rename(folder / "saved_model")
     for i, rows in enumerate((source, source[:1, :2])):
         ids, scores = found_by(model, rows)
@@ -254,38 +253,7 @@ def test_refusals_of_translators(change):
 
 @pytest.mark.slow
 def test_contract():
-    def compiled(mode):
-        keras.utils.set_random_seed(0)
-        model = made("rev_gru", attend_to="slice and embeddings")
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, **mode)
-        return model
-
-    batches = [(ids, ids["target"] % (V - 1) + 1) for ids in map(names, range(2))]
-    check_steps(compiled, batches, stops=(1,), tol=1e-3)
-    model = compiled({"jit_compile": True})
-    model.optimizer.build(model.trainable_variables)
-    check_lowering(model, batches[0])
-
-    model, ids = compiled(QUICK), names()
-    model.optimizer.build(model.trainable_variables)
-    expected = forward(model, ids, False)[0]
-    with Check("save") as check:
-        file = session.get().folder / "attention_seq2seq.keras"
-        model.save(file)
-        loaded = keras.saving.load_model(file)
-        check.close("outputs", forward(loaded, ids, False)[0], expected)
-        clone = keras.models.clone_model(model)
-        clone.set_weights(model.get_weights())
-        check.close("outputs", forward(clone, ids, False)[0], expected)
-    record_case(
-        model.name,
-        model,
-        [type(x) for x in model.layers],
-        outputs=(ids, arrays(expected)[0]),
-        steps=lambda: (batches, train(model, batches)),
-        tol=1e-3,
-    )
+    check_model("attention_seq2seq_camel_case", units=4, slice_size=1)
 
 
 @pytest.mark.parametrize("kind", ["gru", "rev_lstm"])
