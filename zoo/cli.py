@@ -374,7 +374,10 @@ def _predict(arguments):
         with _to_stderr():
             examples, _ = load(name, arguments.split, data_dir=arguments.data_dir)
         batch = next(examples.batch(arguments.examples).as_numpy_iterator())
-        inputs, labels = _typed(batch[0], model.signature().inputs), batch[1]
+        wanted = model.signature().inputs
+        if isinstance(batch[0], dict):  # A translator takes no targets.
+            batch = {name: batch[0][name] for name in wanted}, batch[1]
+        inputs, labels = _typed(batch[0], wanted), batch[1]
     _print_answer(model.predict(inputs, signature), labels, arguments.json)
 
 

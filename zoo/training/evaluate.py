@@ -14,6 +14,7 @@ from ..metrics import (
     MutualInformation,
     PredictiveEntropy,
 )
+from ..models.attention_seq2seq import is_attention_seq2seq, translator
 from ..predictive import Predictions
 
 OUTPUTS = ("probabilities", "member_probabilities")
@@ -31,7 +32,7 @@ def evaluate(
     num_bins=15,
     data_dir=None,
 ):
-    """Measures a classifier that ends in logits.
+    """Measures a classifier that ends in logits, or translations.
 
     Args:
         model: A `keras.Model`; of an ensemble that ends in `AverageMembers` the
@@ -51,7 +52,10 @@ def evaluate(
         dict of numbers: `accuracy`; `nll`, negative log-likelihood in nats; `brier`,
         Brier score; `ece`, expected calibration error; `aurc`, area under the
         risk-coverage curve; `predictive_entropy` and `mutual_information`, means in
-        nats; `members`, `parameters` (not of a SavedModel) and `examples`.
+        nats; `members`, `parameters` (not of a SavedModel) and `examples`. Of an
+        encoder-decoder `exact_match`, the share of sources that its `translator`, or
+        the SavedModel of it, translates as the label is; of a Keras model also
+        `accuracy` and `nll` of ids that follow right ones, and `parameters`.
 
     Raises:
         ValueError: If the model does not end in logits, or a SavedModel's
@@ -67,6 +71,8 @@ def evaluate(
     >>> figures["examples"], figures["members"], 0 <= figures["accuracy"] <= 1
     (180, 1, True)
     """
+    if _translates(model):
+        return _of_translations(model, dataset, split, batch_size, data_dir)
     metrics = {
         "accuracy": keras.metrics.SparseCategoricalAccuracy(),
         "nll": EnsembleNegativeLogLikelihood(),
@@ -90,6 +96,44 @@ def evaluate(
         figures["parameters"] = model.count_params()
     figures["examples"] = count
     return figures
+
+
+def _translates(model):
+    """Whether a model or SavedModel gives sequences of ids."""
+    if isinstance(model, keras.Model):
+        return is_attention_seq2seq(model)
+    return hasattr(model, "signature") and "ids" in model.signature().outputs
+
+
+def _of_translations(model, dataset, split, batch_size, data_dir):
+    """What `evaluate` says of translations."""
+    batch_size = integer("batch_size", batch_size)
+    examples, _ = load(dataset, split, data_dir=data_dir)
+    is_ours = isinstance(model, keras.Model)
+    length = examples.element_spec[1].shape[0]
+    search = translator(model, length=length).predict_on_batch if is_ours else None
+    metrics = {"exact_match": keras.metrics.Mean()}
+    if is_ours:
+        metrics["accuracy"] = keras.metrics.SparseCategoricalAccuracy()
+        metrics["nll"] = keras.metrics.SparseCategoricalCrossentropy(from_logits=True)
+    count = 0
+    for x, y in examples.batch(batch_size).as_numpy_iterator():
+        ids = search(x["source"]) if is_ours else model.predict({"source": x["source"]})
+        # A SavedModel may search further than labels are long.
+        ids = ids["ids"][:, :length], ids["ids"][:, length:]
+        is_right = (ids[0] == y).all(1) & ~ids[1].any(1)
+        metrics["exact_match"].update_state(is_right)
+        if is_ours:
+            logits = model.predict_on_batch(x)
+            for name in ("accuracy", "nll"):
+                metrics[name].update_state(y, logits, sample_weight=y != 0)
+        count += len(y)
+    if not count:
+        raise ValueError(f"`split` must have examples. Received: split={split!r}")
+    figures = {name: float(metric.result()) for name, metric in metrics.items()}
+    if is_ours:
+        figures["parameters"] = model.count_params()
+    return {**figures, "examples": count}
 
 
 def answers(model, dataset, split, samples, batch_size, data_dir):

@@ -1,8 +1,11 @@
 """Evaluation against explicit formulas over the whole split."""
 
+import sys
+
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kzoo.layers import (
     AverageMembers,
@@ -13,6 +16,7 @@ from kzoo.layers import (
 )
 from kzoo.zoo import diversity_report, evaluate, export, fit_temperature, load
 from kzoo.zoo.metrics import AreaUnderRiskCoverage, ExpectedCalibrationError
+from kzoo.zoo.models.attention_seq2seq import attention_seq2seq, translator
 from kzoo.zoo.serving.servable import Servable
 
 
@@ -230,3 +234,26 @@ def test_a_savedmodels_probabilities_must_be_some(outputs, message, data_dir, tm
 
 def two(probs):
     return {"probabilities": probs, "member_probabilities": probs[:, None]}
+
+
+def test_translations_are_right_or_not(monkeypatch):
+    model, rows, length = attention_seq2seq(7, units=4), 30, 5
+    source = np.random.default_rng(0).integers(1, 7, (rows, 4)).astype("int32")
+    label = translator(model, length=length)(source)["ids"].numpy()
+    label[::3, 0] = np.where(label[::3, 0] == 3, 4, 3)  # Of every third, another.
+    target = np.where(label == 0, 0, np.pad(label, [(0, 0), (1, 0)])[:, :-1])
+    target[:, 0] = 1
+    data = tf.data.Dataset.from_tensor_slices(
+        ({"source": source, "target": target}, label)
+    )
+    module = sys.modules["kzoo.zoo.training.evaluate"]
+    monkeypatch.setattr(module, "load", lambda *args, **kwargs: (data, None))
+    figures = evaluate(model, "names", batch_size=8)
+    assert figures["exact_match"] == pytest.approx(2 / 3)
+    log_p = keras.ops.log_softmax(model({"source": source, "target": target})).numpy()
+    right = np.take_along_axis(log_p, label[..., None], -1)[..., 0]
+    assert figures["nll"] == pytest.approx(-right[label != 0].mean(), rel=1e-4)
+    best = log_p.argmax(-1) == label
+    assert figures["accuracy"] == pytest.approx(best[label != 0].mean())
+    assert figures["parameters"] == model.count_params()
+    assert figures["examples"] == rows
