@@ -126,12 +126,17 @@ def compiled_bytes(layer, shape):
     import jax
 
     layer.build(shape)
-    given = [
-        [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in layer.trainable_variables],
-        jax.ShapeDtypeStruct(shape, "float32"),
-    ]
-    step = jax.jit(jax.grad(partial(loss_of, layer)))
-    return step.lower(*given).compile().memory_analysis().temp_size_in_bytes
+    x = jax.ShapeDtypeStruct(shape, "float32")
+    return bytes_of_gradient(partial(loss_of, layer), layer, x)
+
+
+def bytes_of_gradient(loss, layer, x):
+    """The same for the gradient of a loss of weights and inputs, by the weights."""
+    import jax
+
+    weights = [jax.ShapeDtypeStruct(v.shape, v.dtype) for v in layer.trainable_weights]
+    step = jax.jit(jax.grad(loss)).lower(weights, x)
+    return step.compile().memory_analysis().temp_size_in_bytes
 
 
 def resident_bytes(name, which, steps):

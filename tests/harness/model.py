@@ -137,8 +137,8 @@ class Subject:
 
         numbers = np.random.default_rng(seed)
         if self.is_translator:
-            ids = numbers.integers(3, 10, (2, count, *self.input_shape), "int32")
-            ids[:, :, 4:] = 0
+            ids = numbers.integers(3, 10, (2, count, 4), "int32")  # Any length will do.
+            ids[:, 0, 3:] = 0
             ids[1, :, 0] = 1
             return {"source": ids[0], "target": ids[1]}
         dataset = info(self.name).dataset
