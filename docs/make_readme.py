@@ -187,6 +187,33 @@ def reversible_table():
     return "\n".join(lines)
 
 
+def translation_table():
+    """Returns the figures of benchmarks/sequence_to_sequence.py, over seeds."""
+    records = results.read(ROOT / "benchmarks/results/sequence_to_sequence.jsonl")
+    runs = {}
+    for r in records:
+        runs.setdefault((r["attend_to"], r["network"]), []).append(r)
+    lines = [
+        "| attends to | network | exact match | 4 beams | accuracy | encoder MB (times "
+        "less) | decoder MB (times less) | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for (attend_to, name), own in sorted(runs.items()):
+        cells = [
+            spread([r[key] for r in own], 3) if len(own) > 1 else f"{own[0][key]:.3f}"
+            for key in ("exact_match", "exact_match_4_beams", "token_accuracy")
+        ]
+        peer = runs.get((attend_to, "gru" if "gru" in name else "lstm"), [None])[0]
+        for part in ("encoder", "decoder"):
+            cell = f"{own[0]['bytes'][part] / 1e6:,.1f}"
+            if name.startswith("rev_") and peer:
+                cell += f" ({peer['bytes'][part] / own[0]['bytes'][part]:.1f})"
+            cells.append(cell)
+        cells.append(", ".join(str(r["seed"]) for r in own))
+        lines.append(f"| {attend_to} | `{name}` | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def variance_table():
     """Returns the fits of benchmarks/flipout_variance.py, over seeds."""
     records = results.read(ROOT / "benchmarks/results/flipout_variance.jsonl")
@@ -284,6 +311,7 @@ PARTS = {
     "speed": speed_table,
     "memory": memory_table,
     "reversible": reversible_table,
+    "translation": translation_table,
     "variance": variance_table,
     "evolution": evolution_table,
     "calibration": calibration_tables,

@@ -75,6 +75,17 @@ def test_reversible_layers_were_measured_and_keep_their_bars():
         assert bar is None or record["times_less"] >= bar
 
 
+def test_translations_were_measured_with_networks_there_are(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = script(ROOT / "benchmarks" / "sequence_to_sequence.py")
+    runs = records("sequence_to_sequence.jsonl")
+    found = {(r["network"], r["attend_to"], r["seed"]) for r in runs}
+    assert len(found) == len(runs)
+    for run in runs:
+        assert run["network"] in module.LAYERS and run["attend_to"] in module.ATTEND_TO
+        assert run.items() >= module.SIZES.items()
+
+
 def test_readme_shows_what_was_measured():
     readme = script(ROOT / "docs" / "make_readme.py")
     text = readme.README.read_text()

@@ -1,0 +1,197 @@
+"""Encoder-decoders with attention: reversible layers against Keras's.
+
+    python benchmarks/sequence_to_sequence.py [PATTERN] [--seeds 0 1 2]
+
+Each run trains a network to write names in camel case (the data set `camel_case`), for
+each kind of recurrent layer and each of what the decoder may attend to. Training stops
+when the loss on the validation split has not fallen for a while, or the budget of
+updates is used up, and goes back to the weights of the least; then the test split's
+names are translated, by greedy search and with four beams. A line of
+benchmarks/results/sequence_to_sequence.jsonl has the share of them that is right to the
+last character, the share of characters that are right after right ones, and what a
+training step of encoder and decoder each needs beside its arguments and results, by the
+compiler's own report, for longer sequences than these. The encoder's has what is
+attended to; the decoder's the attention, the logits and the loss. Lines that are there
+are not run again. The pattern is of a network's name and what it attends to, such as
+"rev_gru_3 slice*".
+"""
+
+import argparse
+import fnmatch
+import os
+import time
+from functools import cache, partial
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "jax")
+
+import keras
+import numpy as np
+from keras import ops
+from reversible_memory import bytes_of_gradient
+from tqdm import tqdm
+
+from kzoo.layers import RevGRU, RevLSTM
+from kzoo.zoo import load, results
+from kzoo.zoo.datasets.camel_case import LENGTH, VOCABULARY
+from kzoo.zoo.models.attention_seq2seq import ATTEND_TO, attention_seq2seq, translator
+
+RESULTS = Path(__file__).parent / "results" / "sequence_to_sequence.jsonl"
+SEEDS = (0, 1, 2)
+LAYERS = {
+    "gru": keras.layers.GRU,
+    "rev_gru_3": partial(RevGRU, max_forget_bits=3),
+    "rev_gru_2": partial(RevGRU, max_forget_bits=2),
+    "rev_gru_5": partial(RevGRU, max_forget_bits=5),
+    "lstm": keras.layers.LSTM,
+    "rev_lstm_3": partial(RevLSTM, max_forget_bits=3),
+}
+SIZES = {"units": 128, "slice_size": 20, "dropout": 0.1}
+BATCH, EPOCHS, PATIENCE, LEARNING_RATE = 64, 8, 3, 4e-3
+# What memory is measured of.
+ROWS, STEPS, UNITS = 64, 100, 256
+
+
+def network(kind, attend_to, **changes):
+    """An encoder-decoder of a kind of recurrent layer."""
+    sizes = {**SIZES, **changes}
+    return attention_seq2seq(
+        VOCABULARY, recurrent=LAYERS[kind], attend_to=attend_to, **sizes
+    )
+
+
+def arrays(split):
+    """Inputs and labels of a split."""
+    rows = list(load("camel_case", split)[0].as_numpy_iterator())
+    inputs = {k: np.stack([x[k] for x, _ in rows]) for k in ("source", "target")}
+    return inputs, np.stack([label for _, label in rows])
+
+
+def trained(model, seed, data):
+    """Trains a network; returns what there is to tell of it."""
+    train, validation = data["train"], data["validation"]
+    steps = len(train[1]) // BATCH
+    rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, EPOCHS * steps)
+    model.compile(
+        keras.optimizers.Adam(rate, global_clipnorm=1.0),
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=True,
+    )
+    stop = keras.callbacks.EarlyStopping(patience=PATIENCE, restore_best_weights=True)
+    order = np.random.default_rng(seed).permutation(len(train[1]))[: steps * BATCH]
+    inputs, labels = ({k: v[order] for k, v in train[0].items()}, train[1][order])
+    start = time.perf_counter()
+    history = model.fit(
+        inputs,
+        labels,
+        batch_size=BATCH,
+        epochs=EPOCHS,
+        validation_data=validation,
+        validation_batch_size=BATCH,
+        callbacks=[stop],
+        verbose=0,
+    ).history
+    seconds = time.perf_counter() - start
+    _, accuracy = model.evaluate(*data["test"], batch_size=BATCH, verbose=0)
+    return {
+        "epochs": len(history["loss"]),
+        "updates": steps * len(history["loss"]),
+        "seconds": round(seconds, 1),
+        "validation_loss": min(history["val_loss"]),
+        "token_accuracy": accuracy,
+    }
+
+
+def exact_match(model, data, beams):
+    """Share of the test split's names that are written right."""
+    inputs, labels = data["test"]
+    found = translator(model, beams=beams, length=LENGTH).predict(
+        inputs["source"], batch_size=256, verbose=0
+    )
+    return float((found["ids"] == labels).all(-1).mean())
+
+
+@cache
+def memory(kind, attend_to):
+    """Bytes of a training step of the encoder, and of the decoder."""
+    import jax
+
+    model = network(kind, attend_to, units=UNITS, dropout=0.0)
+    _, attended = model.get_layer("attention").input
+    states = keras.tree.flatten(model.get_layer("encoder0").output[1:])
+    encoder = keras.Model(model.input["source"], [attended, *states])
+    given = [model.input["target"], attended, *states]
+    decoder = keras.Model(given, model.output)
+    ids = jax.ShapeDtypeStruct((ROWS, STEPS), "int32")
+
+    def loss(part, weights, x):
+        others = [v.value for v in part.non_trainable_variables]
+        found, _ = part.stateless_call(weights, others, x, training=True)
+        if part is encoder:
+            return sum(ops.sum(ops.square(y)) for y in found)
+        return ops.sum(
+            ops.sparse_categorical_crossentropy(x[0], found, from_logits=True)
+        )
+
+    others = [
+        jax.ShapeDtypeStruct((ROWS, *[n or STEPS for n in x.shape[1:]]), x.dtype)
+        for x in (attended, *states)
+    ]
+    return {
+        "encoder": bytes_of_gradient(partial(loss, encoder), encoder, ids),
+        "decoder": bytes_of_gradient(partial(loss, decoder), decoder, [ids, *others]),
+    }
+
+
+def run(kind, attend_to, seed, data):
+    """Trains one network and measures it."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = network(kind, attend_to)
+    return {
+        "network": kind,
+        "attend_to": attend_to,
+        "seed": seed,
+        "parameters": model.count_params(),
+        **SIZES,
+        "batch_size": BATCH,
+        "learning_rate": LEARNING_RATE,
+        **trained(model, seed, data),
+        "exact_match": exact_match(model, data, 1),
+        "exact_match_4_beams": exact_match(model, data, 4),
+        "memory_of": {"rows": ROWS, "steps": STEPS, "units": UNITS},
+        "bytes": memory(kind, attend_to),
+        "backend": keras.backend.backend(),
+        "command": "python benchmarks/sequence_to_sequence.py",
+    }
+
+
+def main(argv=None):
+    """Runs what matches and is not there yet, and records it."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("pattern", nargs="?", default="*")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    arguments = parser.parse_args(argv)
+    done = {(r["network"], r["attend_to"], r["seed"]) for r in results.read(RESULTS)}
+    wanted = [
+        (kind, attend_to, seed)
+        for seed in arguments.seeds
+        for kind in LAYERS
+        for attend_to in ATTEND_TO
+        if fnmatch.fnmatch(f"{kind} {attend_to}", arguments.pattern)
+        and (kind, attend_to, seed) not in done
+    ]
+    data = {split: arrays(split) for split in ("train", "validation", "test")}
+    for kind, attend_to, seed in tqdm(wanted):
+        record = run(kind, attend_to, seed, data)
+        results.append(RESULTS, record)
+        tqdm.write(
+            f"{kind} {attend_to} {seed}: exact match {record['exact_match']:.3f}, "
+            f"{record['seconds']:.0f} s, {record['bytes']}"
+        )
+
+
+if __name__ == "__main__":
+    main()
