@@ -204,7 +204,8 @@ def _prediction(model):
 
     if is_regressor(model):
         return regression(model)
-    if isinstance(model.output, dict):
+    # Sequential models have no `output`.
+    if isinstance(getattr(model, "output", None), dict):
         return partial(model, training=False)
     outputs = model.outputs
     tensor = outputs[0]

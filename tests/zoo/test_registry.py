@@ -55,7 +55,7 @@ def test_unknown_names_get_a_hint(models):
     for call in (registry.build, registry.info):
         with pytest.raises(ValueError, match="'resnet8_digits'.*Received: 'resnet_d"):
             call("resnet_digits")
-        with pytest.raises(ValueError, match=r"one of \['lenet5.*Received: 'zzz'"):
+        with pytest.raises(ValueError, match=r"one of \['attention.*Received: 'zzz'"):
             call("zzz")
 
 
