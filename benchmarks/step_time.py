@@ -23,6 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from kzoo import zoo
 from kzoo.layers import (
     BatchNormalizationBatchEnsemble,
     Conv2DBatchEnsemble,
@@ -32,15 +33,15 @@ from kzoo.layers import (
     PosteriorSamples,
     RevGRU,
 )
-from kzoo.optimizers import Lookahead
+from kzoo.optimizers import KFAC, Lookahead
 from kzoo.zoo import results
 
 RESULTS = Path(__file__).parent / "results" / "step_time.jsonl"
 
 
-def train_step(model, optimizer, x, y, jit=True):
+def train_step(model, optimizer, x, y, jit=True, loss="mse"):
     """Returns a function that runs one compiled train step and waits for its loss."""
-    model.compile(optimizer=optimizer, loss="mse", jit_compile=jit)
+    model.compile(optimizer=optimizer, loss=loss, jit_compile=jit)
     model.optimizer.build(model.trainable_variables)
     x, y = tf.constant(x), tf.constant(y)
     step = tf.function(lambda: model.train_step((x, y))["loss"], jit_compile=jit)
@@ -333,6 +334,30 @@ def rev_gru(bits=3):
     return *pair, {**facts, "tokens": rows * steps, "peer": "keras GRU"}
 
 
+def kfac_conv_net(rows=128, subsample=1, **own):
+    """K-FAC against SGD with momentum: the residual network for the digits.
+
+    Factors every 10 and inverses every 100 updates, all of which a block of steps has.
+    """
+    random = np.random.default_rng(0)
+    x = random.integers(0, 17, (rows, 8, 8, 1)).astype("float32")
+    y = random.integers(0, 10, rows)
+    periods = {"factor_update_period": 10, "inverse_update_period": 100}
+    facts = {"rows": rows, "subsample": subsample, **periods, **own, "period": 100}
+    pair = []
+    for kfac in (True, False):
+        keras.utils.set_random_seed(0)
+        model = zoo.build("resnet8_digits")
+        if kfac:
+            optimizer = KFAC(model, 1e-3, subsample=subsample, **periods, **own)
+        else:
+            optimizer = keras.optimizers.SGD(1e-3, momentum=0.9)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        pair.append(train_step(model, optimizer, x, y, loss=loss))
+    facts["parameters"] = model.count_params()
+    return *pair, {**facts, "peer": "SGD with momentum"}
+
+
 # claim -> (what builds it, the bar on its ratio or None where it is only reported)
 CLAIMS = {
     "lookahead_adam": (lookahead_adam, 1.05),
@@ -369,6 +394,9 @@ CLAIMS = {
     "posterior_samples": (posterior_samples, 0.5),
     "posterior_samples_conv": (partial(posterior_samples, True), None),
     "rev_gru": (rev_gru, 2.2),
+    "kfac_conv_net": (kfac_conv_net, 1.4),
+    "kfac_conv_net_every_fourth": (partial(kfac_conv_net, subsample=4), None),
+    "kfac_conv_net_32": (partial(kfac_conv_net, 32), None),
 }
 
 
@@ -379,18 +407,19 @@ def seconds(step, steps):
     return (time.perf_counter() - start) / steps
 
 
-def measure(method, peer, rounds):
+def measure(method, peer, rounds, period=6):
     """Returns each round's seconds a step, [rounds, 2]: of the method, of its peer."""
     for step in (method, peer):
         seconds(step, 2)  # compile and warm up
     # Blocks of about a quarter of a second, so that the clock and the scheduler are
-    # small beside them, and a multiple of 6, Lookahead's period; of steps that take
-    # more than a second, single ones.
+    # small beside them, and a multiple of the period (6 is Lookahead's); of steps that
+    # take more than a second, single ones.
     steps = {}
     for step in (method, peer):
         steps[step] = 1
         if seconds(step, 1) < 1:
-            steps[step] = 6 * max(1, round(0.25 / seconds(step, 6) / 6))
+            blocks = round(0.25 / seconds(step, 6) / period)
+            steps[step] = period * max(1, blocks)
     times = []
     for i in range(rounds):
         turns = (method, peer) if i % 2 == 0 else (peer, method)
@@ -413,7 +442,8 @@ def main(argv=None):
     for name in names:
         build, bar = CLAIMS[name]
         method, peer, setting = build()
-        times, steps = measure(method, peer, arguments.rounds)
+        period = setting.get("period", 6)
+        times, steps = measure(method, peer, arguments.rounds, period)
         low, ratio, high = np.percentile(times[:, 0] / times[:, 1], [25, 50, 75])
         record = {
             "command": f"python benchmarks/step_time.py {name}",
