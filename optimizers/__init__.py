@@ -8,6 +8,7 @@ require_supported()
 from .fast_weights import ScaledSchedule, with_fast_weights
 from .kfac.adaptation import Adaptation
 from .kfac.blocks.base import CurvatureBlock, register_curvature_block
+from .kfac.diagnostics import KFACDiagnostics
 from .kfac.kfac import KFAC
 from .lookahead.lookahead import Lookahead
 from .lookahead.slow_weights import SwapSlowWeights

@@ -167,6 +167,8 @@ class KFAC(keras.optimizers.Optimizer):
         self.adaptation = checked(adaptation, damping, norm_constraint, kwargs)
         if adaptation and adaptation.gamma_interval:
             self._gamma = self._add_number("gamma", (damping + adaptation.l2) ** 0.5)
+        if adaptation and adaptation.damping_interval:
+            self._ratio = self._add_number("ratio", 0.0)
         self.momentum = _number_or_schedule(rate, "momentum", momentum)
         self.norm_constraint = None
         if norm_constraint is not None:
@@ -409,7 +411,7 @@ class KFAC(keras.optimizers.Optimizer):
     def _refresh(self, also=False):
         """Makes of the factors what divides gradients, if that is due, or `also`."""
         parts = self._hidden.parts
-        damping = self._inverse_damping()
+        damping = self.inverse_damping
 
         def refreshed():
             new = [part.refreshed(damping) for part in parts]
@@ -449,7 +451,7 @@ class KFAC(keras.optimizers.Optimizer):
             super()._backend_update_step(steps, trainable_variables, 1.0)
             return
         self._refresh()
-        steps = self._precondition(grads, trainable_variables, self._inverse_damping())
+        steps = self._precondition(grads, trainable_variables, self.inverse_damping)
         size = self._norm_scale(steps, grads, learning_rate) / replicas
         steps = [ops.cast(size, step.dtype) * step for step in steps]
         super()._backend_update_step(steps, trainable_variables, learning_rate)
@@ -482,17 +484,17 @@ class KFAC(keras.optimizers.Optimizer):
             due = self._due(adaptation.gamma_interval)
             change_where_due(due, [self._gamma], lambda: [self._best_gamma(best)])
         self._refresh(due)
-        change, expected = best(self._inverse_damping())
+        change, expected = best(self.inverse_damping)
 
         def adapted():
             gain = objective.loss(variables, change)
             gain = gain - objective.loss(variables, [0 * delta for delta in change])
-            ratio = ops.cast(gain, expected.dtype) / expected
-            return [adaptation.damping(self.damping, ops.cast(ratio, "float32"))]
+            ratio = ops.cast(ops.cast(gain, expected.dtype) / expected, "float32")
+            return [adaptation.damping(self.damping, ratio), ratio]
 
         if adaptation.damping_interval:
             due = self._due(adaptation.damping_interval)
-            change_where_due(due, [self._damping], adapted)
+            change_where_due(due, [self._damping, self._ratio], adapted)
         return change
 
     def _best_gamma(self, best):
@@ -512,14 +514,6 @@ class KFAC(keras.optimizers.Optimizer):
 
         start = [ops.full((), float("inf"), "float32"), gammas[0]]
         return ops.fori_loop(0, 3, lambda i, found: compare(i, *found), start)[1]
-
-    def _inverse_damping(self):
-        """What damps the inverses: λ; with an adaptation γ², or λ + η."""
-        if not self.adaptation:
-            return self._value(self._damping)
-        if self.adaptation.gamma_interval:
-            return ops.square(self._gamma)
-        return self._damping + self.adaptation.l2
 
     def _precondition(self, grads, variables, damping, states=None):
         """Returns U for each gradient; with `states` in place of the parts' own."""
@@ -580,6 +574,36 @@ class KFAC(keras.optimizers.Optimizer):
         if isinstance(self._damping, Schedule):
             raise TypeError("a damping that is a schedule cannot be assigned to")
         self._damping.assign(damping)
+
+    @property
+    def inverse_damping(self):
+        """What stands for λ in the inverses: with an adaptation γ², or λ + η."""
+        if not self.adaptation:
+            return self._value(self._damping)
+        if self.adaptation.gamma_interval:
+            return ops.square(self._gamma)
+        return self._damping + self.adaptation.l2
+
+    @property
+    def gamma(self):
+        """γ of an adaptation that searches for it, or None."""
+        return getattr(self, "_gamma", None)
+
+    @property
+    def ratio(self):
+        """ρ when an adaptation last used it, 0 before; None if none does."""
+        return getattr(self, "_ratio", None)
+
+    @property
+    def last_updates(self):
+        """What was added last to the weights of each part, by its first one's path."""
+        return {
+            part.variables[0].path: [
+                self._momentums[self._get_variable_index(v)] for v in part.variables
+            ]
+            for part in self._hidden.parts
+            if self.built
+        }
 
     @property
     def factors(self):
