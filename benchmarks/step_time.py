@@ -13,7 +13,6 @@ import argparse
 import fnmatch
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from interleaved import compared, seconds
 
 from kzoo import zoo
 from kzoo.layers import (
@@ -400,34 +400,6 @@ CLAIMS = {
 }
 
 
-def seconds(step, steps):
-    start = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return (time.perf_counter() - start) / steps
-
-
-def measure(method, peer, rounds, period=6):
-    """Returns each round's seconds a step, [rounds, 2]: of the method, of its peer."""
-    for step in (method, peer):
-        seconds(step, 2)  # compile and warm up
-    # Blocks of about a quarter of a second, so that the clock and the scheduler are
-    # small beside them, and a multiple of the period (6 is Lookahead's); of steps that
-    # take more than a second, single ones.
-    steps = {}
-    for step in (method, peer):
-        steps[step] = 1
-        if seconds(step, 1) < 1:
-            blocks = round(0.25 / seconds(step, 6) / period)
-            steps[step] = period * max(1, blocks)
-    times = []
-    for i in range(rounds):
-        turns = (method, peer) if i % 2 == 0 else (peer, method)
-        pair = [seconds(step, steps[step]) for step in turns]
-        times.append(pair if i % 2 == 0 else pair[::-1])
-    return np.array(times), list(steps.values())
-
-
 def main(argv=None):
     """Measures the claims that match, prints and records them; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -442,38 +414,11 @@ def main(argv=None):
     for name in names:
         build, bar = CLAIMS[name]
         method, peer, setting = build()
-        period = setting.get("period", 6)
-        times, steps = measure(method, peer, arguments.rounds, period)
-        low, ratio, high = np.percentile(times[:, 0] / times[:, 1], [25, 50, 75])
-        record = {
-            "command": f"python benchmarks/step_time.py {name}",
-            "claim": name,
-            "backend": keras.backend.backend(),
-            "dtype": keras.config.dtype_policy().name,
-            "jit_compile": True,
-            **setting,
-            "rounds": arguments.rounds,
-            "steps_per_round": steps,
-            "milliseconds": round(1e3 * float(np.median(times[:, 0])), 4),
-            "peer_milliseconds": round(1e3 * float(np.median(times[:, 1])), 4),
-            "ratio": round(float(ratio), 4),
-            "ratio_quartiles": [round(float(low), 4), round(float(high), 4)],
-            "bar": bar,
-        }
-        if "tokens" in setting:
-            per_second = 1e3 * setting["tokens"] / record["milliseconds"]
-            record["tokens_per_second"] = round(per_second)
+        record = compared(name, method, peer, setting, arguments.rounds, bar)
         if not arguments.no_record:
-            results.append(RESULTS, record)
-        print(
-            f"{name:34s} {record['milliseconds']:9.3f} ms  peer "
-            f"{record['peer_milliseconds']:9.3f} ms  ratio {ratio:.3f} "
-            f"[{low:.3f}, {high:.3f}]"
-            + (f"  bar {bar}  {'met' if ratio <= bar else 'MISSED'}" if bar else "")
-            + (f"  {per_second:.0f} tokens/s" if "tokens" in setting else ""),
-            flush=True,
-        )
-        if bar and ratio > bar:
+            command = f"python benchmarks/step_time.py {name}"
+            results.append(RESULTS, {"command": command, **record})
+        if bar and record["ratio"] > bar:
             missed.append(name)
     return 1 if missed else 0
 

@@ -414,13 +414,14 @@ class KFAC(keras.optimizers.Optimizer):
         damping = self.inverse_damping
 
         def refreshed():
-            new = [part.refreshed(damping) for part in parts]
-            return [t for factors, caches in new for t in (*factors, *caches)]
+            new = (part.of_refresh(*part.refreshed(damping)) for part in parts)
+            return [t for changed in new for t in changed]
 
         due = self._due(self.inverse_update_period, first=3)
         due = due if also is False else ops.logical_or(due, also)
-        state = [v for part in parts for v in (*part.factors, *part.caches)]
-        change_where_due(due, state, refreshed)
+        state = [v for p in parts for v in p.of_refresh(p.factors, p.caches)]
+        if state:
+            change_where_due(due, state, refreshed)
 
     def _due(self, period, first=0):
         """Whether something is due that comes after so many updates; True if always."""

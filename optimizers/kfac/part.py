@@ -57,6 +57,12 @@ class Part:
             tensors(self.factors), tensors(self.caches), damping
         )
 
+    def of_refresh(self, factors, caches):
+        """Which of its factors and caches `refreshed` changes."""
+        changed = self.approximation.refreshes
+        named = zip(self.approximation.factors, factors, strict=True)
+        return [*(factor for name, factor in named if name in changed), *caches]
+
     def precondition(self, gradients, damping, state=None):
         """Returns the gradients of its variables divided by the curvature.
 

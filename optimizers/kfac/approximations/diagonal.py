@@ -11,6 +11,8 @@ class Diagonal:
         sharing: Nothing: an example's gradient is the sum over its positions.
     """
 
+    refreshes = ()
+
     def __init__(self, shape, sharing="expand"):
         self.factors = self.statistics = {"D": tuple(shape)}
         self.caches = {}

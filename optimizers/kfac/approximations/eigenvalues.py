@@ -26,6 +26,8 @@ class EigenvalueCorrected(Kronecker):
         sharing: As Kronecker's, for A and G; gradients are always an example's.
     """
 
+    refreshes = ("S",)
+
     def __init__(self, shape, sharing="expand"):
         super().__init__(shape, sharing)
         *lead, n, m = shape

@@ -24,7 +24,10 @@ class Kronecker:
         statistics: The shapes of what is collected from a batch.
         factors: The shapes of what is made of that and averaged over batches.
         caches: The shapes of what is made of the factors when that is due.
+        refreshes: The names of the factors that are changed then.
     """
+
+    refreshes = ()
 
     def __init__(self, shape, sharing="expand"):
         *lead, n, m = shape
