@@ -218,7 +218,10 @@ def figure(path=ROOT / "docs" / "autoencoder.png"):
             for i, line in enumerate(of_method):
                 curve = line["curve"]
                 label = None if i else f"{method}, {_written(line['setting'])}"
-                axes.plot(curve[name], curve["loss"], f"C{color}", lw=1, label=label)
+                # A logarithm has no place for what comes first, at 0.
+                axes.plot(
+                    curve[name][1:], curve["loss"][1:], f"C{color}", lw=1, label=label
+                )
         axes.set(xlabel=name, xscale="log", yscale="log")
     both[0].set(ylabel="cross-entropy of a pixel, training split")
     both[1].legend(fontsize=8)
