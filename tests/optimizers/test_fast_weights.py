@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from harness.training import QUICK
 from kzoo.layers import (
     BatchNormalizationBatchEnsemble,
     DenseBatchEnsemble,
@@ -34,7 +35,7 @@ def network(ensemble_size=2):
 def moved(optimizer, steps=1):
     """How far each weight moves, by its path, and whether it is a fast weight."""
     model = network()
-    model.compile(optimizer(model), "mse")
+    model.compile(optimizer(model), "mse", **QUICK)
     start = [v.numpy() for v in model.trainable_variables]
     for _ in range(steps):
         model.train_on_batch(X, Y)
