@@ -11,6 +11,7 @@ import pytest
 
 import harness.components
 import harness.fresh
+import harness.quick
 import harness.session
 from harness.skips import StrictSkips
 from harness.values import leave_to_tensorflow
@@ -65,10 +66,7 @@ class RootIsAFolder:
 
 
 def compiles_quickly():
-    """Whether XLA was asked for little optimization; TensorFlow's graphs get none then.
-
-    Thousands of small graphs take longer to optimize than to run.
-    """
+    """Whether XLA was asked for little optimization; so is TensorFlow then."""
     return "backend_optimization_level=0" in os.environ.get("XLA_FLAGS", "")
 
 
@@ -78,9 +76,7 @@ def pytest_configure(config):
         # tests of interruptions, and the processes they start, must not be.
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if compiles_quickly() and keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        harness.quick.compile_quickly()
     config.pluginmanager.register(RootIsAFolder)
     if os.environ.get("CI"):
         config.pluginmanager.register(StrictSkips(HERE / "allowed_skips.txt"))

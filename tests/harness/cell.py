@@ -18,7 +18,7 @@ from .layer import (
     check_state,
     values_of,
 )
-from .training import QUICK, XLA, build_optimizer, compile_model, sgd, state, train
+from .training import QUICK, XLA, compile_model, sgd, state, train
 
 
 @session.noted
@@ -53,7 +53,7 @@ def check_cell(cell_class, init_kwargs, input_shape, *, tol=1e-5):
         found = []
         for mode in (XLA, QUICK):  # On JAX these are one.
             assign(model, start)
-            build_optimizer(compile_model(model, sgd(), mode))
+            compile_model(model, sgd(), mode)
             found.append((train(model, batches), state(model)))
         check.finite("the loss and variables after a step", found[0])
         check.close("a step with jit_compile=True and run eagerly", *found, tol)

@@ -22,7 +22,6 @@ from .training import (
     QUICK,
     XLA,
     brief,
-    build_optimizer,
     check_eager,
     check_lowering,
     check_steps,
@@ -475,12 +474,13 @@ def check_training(subject):
     def make(mode):
         model = subject.model()
         assign(model, values)
-        return build_optimizer(compile_model(model, sgd(), mode))
+        return compile_model(model, sgd(), mode)
 
     check_steps(make, batches, stops=(2,), tol=subject.tol)
     check_inference(subject, start)
     with Check("lowering"):
         model = make(XLA)
+        model.optimizer.build(model.trainable_variables)
     check_lowering(model, batches[0])
     if session.get().full:
         check_training_mixed(subject, batches)

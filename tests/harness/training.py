@@ -47,12 +47,6 @@ def compile_model(model, optimizer, mode):
     return attach(model)
 
 
-def build_optimizer(model):
-    """Makes a compiled model's slots, for which TensorFlow traces the step twice."""
-    model.optimizer.build(model.trainable_variables)
-    return model
-
-
 def attach(model):
     """Ties a model to its optimizer, if that must know it; returns the model."""
     part = model.optimizer
