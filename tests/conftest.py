@@ -1,5 +1,6 @@
 """Set-up of every test: backend, seeds, the processes at the end, strict skips."""
 
+import gc
 import os
 import pathlib
 import signal
@@ -136,6 +137,12 @@ def pytest_collection_modifyitems(session, config, items):
             items.append(Last.from_parent(session, name=name, check=check, kind=kind))
         if not selects(config):
             items.append(Everything.from_parent(session, name="everything"))
+
+
+def pytest_collection_finish():
+    """What was imported stays: no collection of garbage looks at it again."""
+    gc.collect()
+    gc.freeze()
 
 
 def selects(config):
