@@ -421,14 +421,6 @@ def compiled(function):
 
 
 @toy
-class UsesTensorFlow(RightLayer):
-    def call(self, inputs, training=False):
-        import tensorflow as tf
-
-        return tf.identity(super().call(inputs, training))
-
-
-@toy
 class UsesJax(RightLayer):
     def call(self, inputs, training=False):
         import jax
@@ -585,9 +577,9 @@ def test_the_fresh_process_answers_every_question(own_session):
         fresh.check_exports()
 
 
+@pytest.mark.jax  # Which leaves the cases; TensorFlow does for `--all` alone.
 def test_the_other_backend_repeats_every_case(own_session):
-    one_backend = UsesJax if BACKEND == "jax" else UsesTensorFlow
-    layer(one_backend)
+    layer(UsesJax)
     layer(DiffersByBackend)
     layer(RightLayer)
     folder = own_session.folder / "cases"
