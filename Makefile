@@ -23,7 +23,7 @@ lint: $(STAMP)
 	$(VENV)/bin/ruff format --check .
 
 # Most of the time goes into compiling thousands of small functions, so XLA does so with
-# little optimization, and TensorFlow optimizes no graphs (tests/conftest.py). What all
+# little optimization, and so does TensorFlow (tests/harness/quick.py). What all
 # layers share, what serves the exports at the end, and test-all compile as users do.
 XLA_QUICK := --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true \
              --xla_cpu_use_fusion_emitters=false
