@@ -35,6 +35,7 @@ KEPT = (
     *("test_docs", "test_repository", "test_packaging", "test_benchmarks"),
     *("-compiled]", "-retracing]", "-seed]", "-state]"),
     *("-mixed precision]", "-streaming]", "-reduction]"),
+    "repeats_every_case",
     *("[sgd-", "[adam-", "[rmsprop-", "[lion-", "[adamw-"),
 )
 
