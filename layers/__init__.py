@@ -105,3 +105,4 @@ from .variational.simple_rnn import (
     SimpleRNNFlipout,
     SimpleRNNReparameterization,
 )
+from .weight_drop import WeightDrop

@@ -106,7 +106,7 @@ class RevGRU(ReversibleLayer):
 
     Takes `keras.layers.GRU`'s arguments, but `reset_after` (the reset comes before the
     product with U), `unroll` and `use_cudnn`. Dropped inputs and units are the same at
-    all steps and for all gates.
+    all steps and for all gates; `kzoo.layers.WeightDrop` drops entries of U.
 
     Reference: MacKay, Vicol, Ba, Grosse, "Reversible Recurrent Neural Networks", 2018.
     https://arxiv.org/abs/1810.10999
