@@ -544,7 +544,9 @@ def _typed(content, infos):
 
 def _print_answer(outputs, labels, as_json):
     """Prints an answer as a table or, row by row, as TensorFlow Serving's JSON."""
-    if as_json or "probabilities" not in outputs:
+    import numpy as np
+
+    if as_json or np.ndim(outputs.get("probabilities")) != 2:
         from .serving import tensors
 
         columns = {key: tensors.to_json(a, key) for key, a in outputs.items()}

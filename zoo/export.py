@@ -73,8 +73,9 @@ def export(
             `probabilities`, `member_probabilities`, `predictive_entropy` and
             `mutual_information` of a classifier that ends in logits `[B, C]`; or, for
             a model that ends in `kzoo.layers.MeanAndVariance`,
-            `kzoo.zoo.predictive.regression(model)`; or, for a model that gives a dict
-            of tensors, the model itself.
+            `kzoo.zoo.predictive.regression(model)`; or, for one from ids `[B, T]` to
+            logits `[B, T, V]`, `kzoo.zoo.predictive.language_modelling(model)`; or, for
+            a model that gives a dict of tensors, the model itself.
         example: {input: array}, a valid batch, with which the SavedModel is compared
             and warmed up. The default is drawn: floats uniform in [0, 1), zeros for
             integers, empty strings, False.
@@ -200,13 +201,21 @@ def _structure(model):
 
 def _prediction(model):
     """The default function, of regressors and of what looks like classifiers."""
-    from .predictive import classification, is_regressor, regression
+    from .predictive import (
+        classification,
+        is_language_model,
+        is_regressor,
+        language_modelling,
+        regression,
+    )
 
     if is_regressor(model):
         return regression(model)
     # Sequential models have no `output`.
     if isinstance(getattr(model, "output", None), dict):
         return partial(model, training=False)
+    if is_language_model(model):
+        return language_modelling(model)
     outputs = model.outputs
     tensor = outputs[0]
     if len(outputs) != 1 or len(tensor.shape) != 2 or (tensor.shape[1] or 0) < 2:

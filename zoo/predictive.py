@@ -274,6 +274,58 @@ def sampled_regression(model):
     return predict
 
 
+def is_language_model(model):
+    """Returns whether a model goes from ids `[B, T]` to logits `[B, T, V]`."""
+    ids, logits = (getattr(model, name, None) or () for name in ("inputs", "outputs"))
+    return (
+        len(ids) == len(logits) == 1
+        and (len(ids[0].shape), len(logits[0].shape)) == (2, 3)
+        and keras.backend.is_int_dtype(ids[0].dtype)
+    )
+
+
+def language_modelling(model):
+    """Gives a language model's probabilities of the ids that follow.
+
+    - `probabilities`: of the id that follows each, given it and those before it,
+      `[B, T, V]`.
+
+    Args:
+        model: A `keras.Model` from ids `[B, T]` to logits `[B, T, V]`, which carries no
+            states from batch to batch: `kzoo.zoo.models.language_model` without `rows`.
+
+    Returns:
+        Function of a batch of ids to a dict of the above, of at least float32. It can
+        be traced and compiled.
+
+    Raises:
+        ValueError: If the model is another one.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from kzoo.zoo import build
+    >>> from kzoo.zoo.predictive import language_modelling
+    >>> predict = language_modelling(build("rev_gru_python_source", units=8))
+    >>> tuple(predict(np.array([[1, 2, 3]]))["probabilities"].shape)
+    (1, 3, 100)
+    """
+    if not is_language_model(model) or model.inputs[0].shape[0] is not None:
+        raise ValueError(
+            "expected a model from ids `[B, T]`, of any number of rows, to logits "
+            "`[B, T, V]`: one without carried states (see "
+            "`kzoo.zoo.models.language_model.take_weights`). Received: "
+            f"inputs {getattr(model, 'inputs', None)}"
+        )
+    check_logits(model)
+
+    def predict(inputs):
+        logits = at_posterior_mean(model, inputs, training=False)
+        return {"probabilities": ops.softmax(at_least_float32(logits), axis=-1)}
+
+    return predict
+
+
 def _of_normals(members):
     """The dict of `regression`, from means and variances `[B, M, T, 2]`."""
     members = at_least_float32(members)

@@ -61,7 +61,8 @@ def register_model(
             end in logits; those of `"regression"` end in
             `kzoo.layers.MeanAndVariance`; those of `"translation"` are what
             `kzoo.zoo.models.attention_seq2seq.translator` takes, and examples are
-            sources.
+            sources; those of `"language modelling"` go from ids `[B, T]` to logits
+            `[B, T, V]` of the ids that follow.
         backends: The Keras backends it runs on. Defaults to all that kzoo supports.
         recipe: dict of arguments of `kzoo.zoo.train`, which are then its defaults
             for this model.

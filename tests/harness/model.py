@@ -23,6 +23,8 @@ from .training import (
 
 # Batch statistics and ReLUs magnify rounding.
 TOL = 1e-3
+# Steps of a language model's examples.
+TIME = 5
 
 
 @session.noted
@@ -89,10 +91,12 @@ class Subject:
         self.name, self.overrides = name, overrides
         self.is_regressor = info(name).task == "regression"
         self.is_translator = info(name).task == "translation"
+        self.is_language_model = info(name).task == "language modelling"
         # Of one example.
         self.input_shape = tuple(overrides.get("input_shape", info(name).input_shape))
         model = self.build()
         self.predict(model)  # Or it raises.
+        # Of a model of sequences, logits at each of any number of steps.
         self.outputs = model.output_shape[-1]
         self.members = ensemble_size(model)
         # Whose draws the other backend has otherwise.
@@ -125,10 +129,12 @@ class Subject:
     def predict(self, model):
         """A function from inputs to the dict that the model's export answers."""
         from kzoo.zoo.models.attention_seq2seq import translator
-        from kzoo.zoo.predictive import classification, regression
+        from kzoo.zoo.predictive import classification, language_modelling, regression
 
         if self.is_translator:
             return translator(model)
+        if self.is_language_model:
+            return language_modelling(model)
         return regression(model) if self.is_regressor else classification(model)[1]
 
     def inputs(self, count, seed=0):
@@ -149,6 +155,8 @@ class Subject:
             data = getattr(datasets, f"load_{dataset}")(**scaled).data
             return data[numbers.integers(0, len(data), count)].astype("float32")
         shape = (count, *self.input_shape)
+        if self.is_language_model:
+            return numbers.integers(0, self.outputs, (count, TIME)).astype("int32")
         return numbers.integers(0, 17, shape).astype("float32")
 
     def batches(self, count):
@@ -161,7 +169,8 @@ class Subject:
             elif self.is_regressor:
                 y = numbers.normal(size=(len(x), self.outputs)).astype("float32")
             else:
-                y = numbers.integers(0, self.outputs, len(x))
+                shape = x.shape if self.is_language_model else len(x)
+                y = numbers.integers(0, self.outputs, shape)
             found.append((x, y))
         return found
 

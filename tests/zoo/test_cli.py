@@ -117,6 +117,7 @@ def test_wrong_usage(argv, capsys):
         (["list", "z*"], "kzoo list: Expected a pattern.*Received: 'z*'"),
         (["train", NAME, "width"], "kzoo train: Expected KEY=VALUE. Received: 'width'"),
         (["train", NAME, "depht=8"], "kzoo train: TypeError: .*depht"),
+        (["train", "rev_gru_python_source", "units=4"], "language models are trained"),
         (["evaluate", "nowhere.keras"], "Expected a .keras file.*'nowhere.keras'"),
         (["evaluate", "nowhere"], "Expected the name of a carried or downloaded"),
         (["export", "nowhere"], "Expected a .keras file, or the folder of a finished"),
@@ -404,6 +405,12 @@ def test_predict_refuses_other_input(file, content, message, here, capsys, tmp_p
     assert (code, out) == (1, "")
     assert err.count("\n") == 1 and re.search(message, err), err
     assert "Error: " not in err and "INVALID_ARGUMENT" not in err
+
+
+def test_probabilities_of_sequences_are_printed_as_json(capsys):
+    cli._print_answer({"probabilities": np.full((1, 2, 2), 0.5)}, None, False)
+    (answer,) = json.loads(capsys.readouterr().out)["predictions"]
+    assert answer == {"probabilities": [[0.5, 0.5], [0.5, 0.5]]}
 
 
 def test_a_table_without_rows_is_its_header(capsys):

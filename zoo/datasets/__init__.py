@@ -2,5 +2,6 @@
 
 from .load import load
 from .tasks import permute_pixels, split_classes
+from .text_streams import text_streams
 
-__all__ = ["load", "permute_pixels", "split_classes"]
+__all__ = ["load", "permute_pixels", "split_classes", "text_streams"]

@@ -15,7 +15,12 @@ from ...layers.variational.base import variational_layers
 from ...optimizers import Lookahead, SwapSlowWeights
 from ..datasets import load
 from ..losses import GaussianNegativeLogLikelihood, gaussian_negative_log_likelihood
-from ..predictive import ensemble_size, is_regressor, is_variational
+from ..predictive import (
+    ensemble_size,
+    is_language_model,
+    is_regressor,
+    is_variational,
+)
 from ..registry import build, info
 from .batches import training_batches
 from .recipes import RECIPES
@@ -128,7 +133,8 @@ def train(
         validation examples, `best.keras`, and a log for TensorBoard.
 
     Raises:
-        ValueError: If the configuration makes no sense, or `run_dir` holds another.
+        ValueError: If the configuration makes no sense, `run_dir` holds another, or
+            the model is a language model.
         RuntimeError: If another process is training in `run_dir`.
 
     Example:
@@ -147,6 +153,12 @@ def train(
         recipe = recipe or registered.get("recipe")
         keras.utils.set_random_seed(seed)
         model = build(model)
+    if is_language_model(model):
+        raise ValueError(
+            "expected a classifier or a regressor: language models are trained by "
+            "`fit` on the batches of `kzoo.zoo.datasets.text_streams`. Received: "
+            f"model={model.name!r}"
+        )
     named = _named(recipe or "default")
     asked = {
         "dataset": dataset,
