@@ -5,6 +5,7 @@ from .._backend import require_supported
 require_supported()
 
 # ruff: noqa: E402, F401
+from .averaged_sgd import AveragedSGD, NonMonotonicTrigger
 from .fast_weights import ScaledSchedule, with_fast_weights
 from .kfac.adaptation import Adaptation
 from .kfac.blocks.base import CurvatureBlock, register_curvature_block
