@@ -97,7 +97,8 @@ class Subject:
         model = self.build()
         self.predict(model)  # Or it raises.
         # Of a model of sequences, logits at each of any number of steps.
-        self.outputs = model.output_shape[-1]
+        sequences = self.is_translator or self.is_language_model
+        self.outputs = model.output_shape[-1 if sequences else 1]
         self.members = ensemble_size(model)
         # Whose draws the other backend has otherwise.
         self.random = ("outputs", "steps") if is_variational(model) else ()
