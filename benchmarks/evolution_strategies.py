@@ -25,8 +25,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from interleaved import measure, seconds
 from keras import ops
-from step_time import measure, seconds
 
 from kzoo.layers.ops.random import normal, nth_seed
 from kzoo.zoo import EvolutionStrategies, results

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import keras
 import kfac_jax
 import numpy as np
-from interleaved import compared
+from interleaved import compared, jax_step
 
 from kzoo.optimizers import KFAC
 from kzoo.zoo import results
@@ -97,21 +97,7 @@ def ours(name, rows, periods, fisher="sampled"):
         "bernoulli": keras.losses.BinaryCrossentropy(from_logits=True),
     }
     model.compile(optimizer, losses[kind], jit_compile=True)
-    optimizer.build(model.trainable_variables)
-    batch = batch_of(shape, kind, rows)
-    step = jax.jit(model.train_step, donate_argnums=0)
-    kinds = (
-        model.trainable_variables,
-        model.non_trainable_variables,
-        optimizer.variables,
-        model.metrics_variables,
-    )
-    # Copies, as each step may write its results where its arguments were.
-    held = [tuple([jnp.array(v.value) for v in variables] for variables in kinds)]
-
-    def run():
-        logs, held[0] = step(held[0], batch)
-        return jax.block_until_ready(logs)
+    run, held, _ = jax_step(model, batch_of(shape, kind, rows))
 
     def found():
         for variable, value in zip(optimizer.variables, held[0][2], strict=True):

@@ -25,6 +25,7 @@ import kzoo.zoo
 from kzoo.zoo import losses, metrics, registry, results
 
 LABELS = {"jax": "JAX", "tensorflow": "TensorFlow"}
+KFAC_DUE = ("none", "factors", "inverses")
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 
@@ -119,11 +120,12 @@ def digits_table():
     return "\n".join(lines)
 
 
-def speed_table():
-    """Returns the newest ratio of each claim of benchmarks/step_time.py."""
+def speed_table(name="step_time"):
+    """Returns the newest ratio of each claim of benchmarks/step_time.py, or another."""
     newest = {
         record["claim"]: record
-        for record in results.read(ROOT / "benchmarks/results/step_time.jsonl")
+        for record in results.read(ROOT / f"benchmarks/results/{name}.jsonl")
+        if "ratio" in record
     }
     lines = [
         "| train step | ms | peer | its ms | ratio (quartiles) | bar |",
@@ -145,6 +147,82 @@ def said_of_bar(record):
         return "none"
     met = "met" if record["ratio"] <= record["bar"] else "**missed**"
     return f"{record['bar']}, {met}"
+
+
+def kfac_tables():
+    """Returns what the benchmarks of K-FAC measured."""
+    kinds = {}
+    for r in results.read(ROOT / "benchmarks/results/autoencoder.jsonl"):
+        if r["data"] == "digits" and r["seed"] < 100:  # Not of the search's seed.
+            kinds.setdefault(r["method"], []).append(r)
+    kfac = kinds.pop("kfac")
+    lines = [
+        "| method | least loss | updates | seconds | K-FAC there after updates | "
+        "seconds | of the updates | of the seconds | bars |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for method, runs in kinds.items():
+        rows = []
+        for run, curve in zip(runs, (r["curve"] for r in kfac), strict=True):
+            i = next(i for i, h in enumerate(curve["loss"]) if h <= run["loss"])
+            update, seconds = curve["update"][i], curve["seconds"][i]
+            own = run["loss"], run["at_update"], run["at_seconds"]
+            rows.append((*own, update, seconds, update / own[1], seconds / own[2]))
+        means = [np.mean(column) for column in zip(*rows, strict=True)]
+        bars = "none"
+        if method == "sgd":
+            met = [
+                "met" if max(row[k] for row in rows) <= bar else "**missed**"
+                for k, bar in ((5, 1 / 8), (6, 1 / 3))
+            ]
+            bars = f"1/8, {met[0]}; 1/3, {met[1]}"
+        setting = ", ".join(f"{k} {v:g}" for k, v in runs[0]["setting"].items())
+        lines.append(
+            f"| `{method}`, {setting} | {spread([row[0] for row in rows], 5)} | "
+            f"{means[1]:,.0f} | {means[2]:.1f} | {means[3]:.0f} | {means[4]:.1f} | "
+            f"{means[5]:.3f} | {means[6]:.3f} | {bars} |"
+        )
+    lines += [
+        f"| `kfac`, damping {kfac[0]['setting']['damping']:g} | "
+        f"{spread([r['loss'] for r in kfac], 5)} | "
+        f"{np.mean([r['at_update'] for r in kfac]):.0f} | "
+        f"{np.mean([r['at_seconds'] for r in kfac]):.1f} | | | | | |",
+        "",
+        "Against kfac-jax's steps:",
+        "",
+        speed_table("kfac_peer"),
+        "",
+    ]
+    peer = list(results.read(ROOT / "benchmarks/results/kfac_peer.jsonl"))
+    for r in {r["claim"]: r for r in peer if "difference" in r}.values():
+        met = "met" if r["difference"] <= r["bar"] else "**missed**"
+        lines.append(
+            f"- Factors of `{r['network']}` differ by {r['difference']:.1g} at most "
+            f"(bar {r['bar']:g}, {met})."
+        )
+    widths = results.read(ROOT / "benchmarks/results/kfac_width.jsonl")
+    newest = {r["width"]: r for r in widths}
+    lines += [
+        "",
+        "A dense layer n -> n, milliseconds of SGD and of K-FAC with what is due:",
+        "",
+        "| n | SGD | nothing | factors | inverses | MB of state | MB of a step |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for n, r in newest.items():
+        times = (f"{r[f'milliseconds_{due}']:.1f}" for due in ("sgd", *KFAC_DUE))
+        lines.append(
+            f"| {n} | {' | '.join(times)} | {r['state_bytes_none'] / 1e6:.1f} | "
+            f"{r['step_bytes_inverses'] / 1e6:.1f} |"
+        )
+    slopes = newest[max(newest)]["slopes"]
+    told = (f"{due} {slopes[f'milliseconds_{due}']:.2f}" for due in ("sgd", *KFAC_DUE))
+    lines.append(
+        f"\nSlopes of their logarithms between the last two widths: {', '.join(told)}; "
+        f"state {slopes['state_bytes_none']:.2f}, "
+        f"a step {slopes['step_bytes_inverses']:.2f}."
+    )
+    return "\n".join(lines)
 
 
 def memory_table():
@@ -309,6 +387,7 @@ PARTS = {
     "catalogue": catalogue,
     "digits": digits_table,
     "speed": speed_table,
+    "kfac": kfac_tables,
     "memory": memory_table,
     "reversible": reversible_table,
     "translation": translation_table,

@@ -86,6 +86,33 @@ def test_translations_were_measured_with_networks_there_are(monkeypatch):
         assert run.items() >= module.SIZES.items()
 
 
+def test_kfac_needs_an_eighth_of_the_updates_and_a_third_of_the_seconds():
+    module = script(ROOT / "benchmarks" / "autoencoder.py")
+    runs = [r for r in records("autoencoder.jsonl") if r["data"] == "digits"]
+    kinds = {}
+    for method in module.UPDATES:
+        of_method = [r for r in runs if r["method"] == method]
+        searched = [r for r in of_method if r["seed"] == module.SEARCH_SEED]
+        assert [r["setting"] for r in searched] == module.grid(method)
+        kinds[method] = [r for r in of_method if r["seed"] in module.SEEDS]
+        assert [r["seed"] for r in kinds[method]] == list(module.SEEDS)
+        best = min(searched, key=lambda r: r["loss"])["setting"]
+        assert all(r["setting"] == best for r in kinds[method])
+    for sgd, kfac in zip(kinds["sgd"], kinds["kfac"], strict=True):
+        update, seconds = module.reached(kfac, sgd["loss"])
+        assert update / sgd["at_update"] <= 1 / 8
+        assert seconds / sgd["at_seconds"] <= 1 / 3
+
+
+def test_kfac_is_no_slower_than_kfac_jax_and_has_its_factors():
+    newest = {r["claim"]: r for r in records("kfac_peer.jsonl")}
+    assert sum("ratio" in r for r in newest.values()) == 4
+    for record in newest.values():
+        assert record.get("ratio", record.get("difference")) <= record["bar"]
+    for name in ("lenet5", "autoencoder"):
+        assert newest[f"kfac_factors_{name}"]["bar"] == 1e-4
+
+
 def test_readme_shows_what_was_measured():
     readme = script(ROOT / "docs" / "make_readme.py")
     text = readme.README.read_text()
