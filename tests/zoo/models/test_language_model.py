@@ -8,7 +8,7 @@ import pytest
 
 from harness import check_model
 from harness.by_hand import randomize, softmax, value
-from kzoo.layers import RevGRU, RevLSTM
+from kzoo.layers import RevGRU
 from kzoo.zoo import build
 from kzoo.zoo.models.language_model import ResetStates, language_model, take_weights
 from kzoo.zoo.predictive import language_modelling
@@ -96,9 +96,7 @@ def test_inference_drops_nothing():
     assert names.count("WeightDrop") == 2
 
 
-@pytest.mark.parametrize(
-    "recurrent", [keras.layers.GRU, keras.layers.LSTM, RevGRU, RevLSTM]
-)
+@pytest.mark.parametrize("recurrent", [keras.layers.LSTM, RevGRU])
 def test_states_are_carried_through_fit_and_evaluate(recurrent):
     """Two batches of fit or evaluate are one of twice the steps."""
     carried = made(recurrent=recurrent, rows=3, weight_drop=0.5)
