@@ -42,7 +42,7 @@ TEST_ROWS, EPOCH = 512, 25
 EMBEDDING = 128
 UPDATES = 600
 SEEDS, SEARCH_SEED = (0, 1), 2
-RATES = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
+RATES = (6e-3, 1.2e-2, 2.4e-2, 4.8e-2)
 # Within how much of its peer's bits per character a reversible layer is to be.
 BAR = 1.02
 # kind -> (layer, units with which there are as many parameters)
