@@ -40,7 +40,6 @@ test: lint
 	@echo "Two processes at a time; what the second prints follows at the end."
 	@( trap 'kill $$job; exit 143' TERM; failed=0; \
 	run() { "$$@" & job=$$!; wait $$job || failed=1; }; \
-	echo "JAX: what layers share"; run $(ON_JAX) $(SHARED); \
 	export $(QUICKLY); echo "JAX: layers"; \
 	run $(ON_JAX) --ignore=$(SHARED) --ignore=tests/optimizers --ignore=tests/zoo; \
 	echo "TensorFlow: zoo"; \
@@ -49,6 +48,7 @@ test: lint
 	trap 'kill $$rest; exit 130' INT TERM; failed=0; \
 	echo "TensorFlow: what layers share"; \
 	$(ON_TENSORFLOW) $(SHARED) || failed=1; \
+	echo "JAX: what layers share"; $(ON_JAX) $(SHARED) || failed=1; \
 	export $(QUICKLY); echo "TensorFlow: layers and optimizers"; \
 	$(ON_TENSORFLOW) --ignore=$(SHARED) --ignore=tests/zoo || failed=1; \
 	echo "JAX: optimizers and zoo"; \
