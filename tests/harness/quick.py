@@ -19,7 +19,9 @@ def compile_quickly():
 
     @functools.wraps(make)
     def make_train_function(self, force=False):
-        if self.optimizer is not None and is_keras(self.optimizer):
+        # A model that `fit` builds does not have all its weights yet.
+        built = all(layer.built for layer in self._flatten_layers())
+        if built and self.optimizer is not None and is_keras(self.optimizer):
             self.optimizer.build(self.trainable_variables)
         return make(self, force)
 

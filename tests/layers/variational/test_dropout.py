@@ -127,7 +127,9 @@ def test_samples_of_a_network_are_networks_without_some_units():
     last = numpy(at_posterior_samples(lambda x: explicit(x)["second"], X, 6, 3))
     before = np.tanh(hidden @ numpy(plain.layers[2].kernel))
     z = last / before
-    np.testing.assert_allclose(np.unique(z.round(3)), [0, 1.333])
+    # Quotients of float32, which are nowhere near a number that rounding splits.
+    np.testing.assert_allclose(np.where(z > 0.5, z - 4 / 3, z), 0, atol=1e-3)
+    assert (z > 0.5).any() and (z < 0.5).any()
     np.testing.assert_allclose(found, last @ numpy(plain.layers[4].kernel), 1e-4, 1e-5)
     assert found.std(1).min() > 1e-4
 
