@@ -97,6 +97,14 @@ class AveragedSGD(keras.optimizers.SGD):
                 share = ops.cast(is_update, mean.dtype) / ops.cast(count, mean.dtype)
                 mean.assign(mean + share * (ops.cast(variable, mean.dtype) - mean))
 
+    def finalize_variable_values(self, var_list):
+        """Gives the model the mean, when training ends."""
+        super().finalize_variable_values(var_list)
+        for mean in self._model_variables_moving_average:
+            if mean is not None:
+                # On JAX no two variables may share a buffer, which steps give away.
+                mean.assign(ops.copy(mean))
+
     def get_config(self):
         """Returns the constructor's arguments."""
         config = super().get_config()

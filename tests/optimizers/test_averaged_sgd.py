@@ -124,6 +124,9 @@ def test_in_fit_the_mean_is_evaluated_and_stays():
     np.testing.assert_allclose(model.get_weights()[0], kernel, rtol=1e-5)
     loss = model.evaluate(x, y, verbose=0)
     assert history.history["val_loss"][-1] == pytest.approx(loss, rel=1e-5)
+    model.fit(x, y, verbose=0)  # The mean and the weights are not one buffer.
+    for variable in (*model.variables, *model.optimizer.variables):
+        assert np.isfinite(variable.numpy()).all()
 
 
 def test_refuses():

@@ -314,5 +314,6 @@ class _Translate(keras.layers.Layer):
 
     @classmethod
     def from_config(cls, config):
+        config = dict(config)
         model = keras.saving.deserialize_keras_object(config.pop("model"))
         return cls(model, **config)
