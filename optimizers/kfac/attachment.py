@@ -51,7 +51,7 @@ def observe_batches(model):
 
 def _show(model, observers, *args):
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(args[-1])
-    _build(model, x)
+    build(model, x)
     if keras.backend.backend() == "tensorflow":
         for observer in observers:
             observer.observe(x, y, sample_weight)
@@ -71,8 +71,13 @@ def _show(model, observers, *args):
     return (trainable, other, of_optimizer, metrics), data
 
 
-def _build(model, x):
-    """Builds what the first training step would have built."""
+def build(model, x):
+    """Builds what the first training step would have built.
+
+    Args:
+        model: A compiled model.
+        x: What it is given.
+    """
     if not all(layer.built for layer in model._flatten_layers()):
         with keras.StatelessScope():
             model(x)

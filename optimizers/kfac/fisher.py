@@ -2,9 +2,9 @@
 
 A loss h is read as a mean of negative log-likelihoods, h = Σ_t c_t ℓ_t, where t runs
 over the examples and the positions of outputs, and c_t holds all that stands before:
-1 / (number of terms), sample weights, the loss's weight, and what the loss averages
-over the last axis. The curvature of h is Σ_t c_t E[∇ℓ_t ∇ℓ_tᵀ] with labels drawn from
-the model. So the derivatives of
+1 / (number of terms), sample weights, the output's mask, the loss's weight, and what
+the loss averages over the last axis. The curvature of h is Σ_t c_t E[∇ℓ_t ∇ℓ_tᵀ] with
+labels drawn from the model. So the derivatives of
 
     f = Σ_t √c_t ℓ_t
 
@@ -12,23 +12,112 @@ are such that their squares, summed over examples, are the curvature of h itself
 is the one place where a mean's 1/N comes in.
 """
 
+import math
+
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask
 
 from ...layers.ops import random
 
+REDUCTIONS = ("sum", "mean", "sum_over_batch_size", "mean_with_sample_weight")
 KINDS = ("sampled", "empirical", "exact")
+_LIKELIHOODS = {}
 
 
-class Categorical:
-    """One of C classes, with the softmax of logits or with probabilities.
+def register_likelihood(*losses):
+    """Decorates the `Likelihood` of losses, so that KFAC knows their curvature.
 
     Args:
-        from_logits: Whether outputs are logits.
+        *losses: Classes of losses, of which each has its own likelihood whatever it
+            derives from, and functions that are losses.
+
+    Raises:
+        ValueError: If there is none, or one is no function or class.
+
+    Example:
+
+    Half the squared error, summed and not averaged over outputs:
+
+    >>> from keras import ops
+    >>> from kzoo.optimizers import Gaussian, register_likelihood
+    >>> def half_squared_error(y_true, y_pred):
+    ...     return 0.5 * ops.sum(ops.square(y_true - y_pred), axis=-1)
+    >>> @register_likelihood(half_squared_error)
+    ... class StandardNormal(Gaussian):
+    ...     def share(self, size):
+    ...         return 1.0
+    """
+    if not losses or not all(callable(loss) for loss in losses):
+        raise ValueError(
+            f"expected classes of losses, or functions. Received: {list(losses)}"
+        )
+
+    def register(likelihood):
+        _LIKELIHOODS.update(dict.fromkeys(losses, likelihood))
+        return likelihood
+
+    return register
+
+
+class Likelihood:
+    """What a loss says of the distribution p(y | outputs) that a model predicts.
+
+    A loss is a mean of negative log-likelihoods ℓ = -log p(y | outputs), or of a share
+    of them. KFAC needs ℓ as a function of the outputs of one position, whose
+    distribution is along the last axis; labels drawn from p; and for the exact
+    curvature functions r_c with the Fisher information E[∇ℓ ∇ℓᵀ] = Σ_c ∇r_c ∇r_cᵀ.
+
+    Args:
+        from_logits: The loss's own argument, or False.
     """
 
-    def __init__(self, from_logits):
+    def __init__(self, from_logits=False):
         self.from_logits = from_logits
+
+    def loss(self, labels, outputs):
+        """Returns ℓ, of labels as the loss takes them or as drawn.
+
+        Args:
+            labels: Tensor.
+            outputs: Tensor `[..., C]`, float32 or float64.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no `loss`")
+
+    def draw(self, outputs, seed):
+        """Returns labels drawn from the model.
+
+        Args:
+            outputs: As above.
+            seed: Pair of integers for `kzoo.layers.ops.random`.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `draw`, which labels from the model need"
+        )
+
+    def roots(self, outputs):
+        """Returns r, `[..., C]`, of which factors may be `ops.stop_gradient`'s."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `roots`, which the exact curvature needs"
+        )
+
+    def share(self, size):
+        """Returns what the loss of one position is as a part of ℓ.
+
+        Args:
+            size: The size of the outputs' last axis.
+        """
+        return 1.0
+
+
+@register_likelihood(
+    keras.losses.CategoricalCrossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.SparseCategoricalCrossentropy,
+    keras.losses.sparse_categorical_crossentropy,
+)
+class Categorical(Likelihood):
+    """One of C classes, with the softmax of logits or with probabilities."""
 
     def log_probabilities(self, outputs):
         """Returns the logarithms of the classes' probabilities."""
@@ -64,16 +153,10 @@ class Categorical:
         log_p = self.log_probabilities(outputs)
         return -ops.exp(0.5 * ops.stop_gradient(log_p)) * log_p
 
-    def share(self, size):
-        """Returns the part of ℓ that the loss of one position is."""
-        return 1.0
 
-
-class Bernoulli:
+@register_likelihood(keras.losses.BinaryCrossentropy, keras.losses.binary_crossentropy)
+class Bernoulli(Likelihood):
     """D independent events, with logits or probabilities; Keras averages over them."""
-
-    def __init__(self, from_logits):
-        self.from_logits = from_logits
 
     def logits(self, outputs):
         """Returns the logits of outputs."""
@@ -105,14 +188,12 @@ class Bernoulli:
         return 1.0 / size
 
 
-class Gaussian:
+@register_likelihood(keras.losses.MeanSquaredError, keras.losses.mean_squared_error)
+class Gaussian(Likelihood):
     """D normal numbers with variance 1 around the outputs: ℓ = |y - ŷ|² / 2.
 
     Keras's mean squared error averages |y - ŷ|² over the last axis: it is 2/D ℓ.
     """
-
-    def __init__(self, from_logits=False):
-        pass
 
     def loss(self, labels, outputs):
         """Returns ℓ, summed over the last axis."""
@@ -132,18 +213,6 @@ class Gaussian:
         return 2.0 / size
 
 
-_LIKELIHOODS = {
-    "MeanSquaredError": Gaussian,
-    "mean_squared_error": Gaussian,
-    "CategoricalCrossentropy": Categorical,
-    "categorical_crossentropy": Categorical,
-    "SparseCategoricalCrossentropy": Categorical,
-    "sparse_categorical_crossentropy": Categorical,
-    "BinaryCrossentropy": Bernoulli,
-    "binary_crossentropy": Bernoulli,
-}
-
-
 class Term:
     """The likelihood of one output, and how the loss weighs it.
 
@@ -156,23 +225,32 @@ class Term:
         found = keras.losses.get(loss)
         is_loss = isinstance(found, keras.losses.Loss)
         config = found.get_config() if is_loss else {}
-        name = type(found).__name__ if is_loss else getattr(found, "__name__", "")
-        thing = type(found) if is_loss else found
-        known = _LIKELIHOODS.get(name)
-        if known is None or getattr(keras.losses, name) is not thing:
+        known = _LIKELIHOODS.get(type(found) if is_loss else found)
+        if known is None:
+            names = sorted(thing.__name__ for thing in _LIKELIHOODS)
             raise ValueError(
-                "expected a loss whose likelihood is known, one of "
-                f"{sorted(_LIKELIHOODS)}. Received: loss={loss!r}"
+                f"expected a loss whose likelihood is known, one of {names}, or one of "
+                f"your own with `register_likelihood`. Received: loss={loss!r}"
             )
         if config.get("axis", -1) != -1:
             raise ValueError(
                 f"expected a loss along the last axis. Received: axis={config['axis']}"
             )
+        self.reduction = config.get("reduction", "sum_over_batch_size")
+        if self.reduction not in REDUCTIONS:
+            raise ValueError(
+                f"expected a loss with a reduction, one of {REDUCTIONS}. Received: "
+                f"reduction={self.reduction!r}"
+            )
+        if config.get("ignore_class") is not None:
+            raise ValueError(
+                "expected a loss that leaves out positions by a mask or by sample "
+                f"weights. Received: ignore_class={config['ignore_class']}"
+            )
         self.likelihood = known(config.get("from_logits", False))
-        self.is_sum = config.get("reduction") == "sum"
         self.weight = 1.0 if weight is None else float(weight)
 
-    def f(self, kind, outputs, labels, sample_weight, seed):
+    def f(self, kind, outputs, labels, sample_weight, seed, fraction=1.0):
         """Returns Σ_t √c_t ℓ_t of this output.
 
         Args:
@@ -181,9 +259,13 @@ class Term:
             labels: The labels, which only `"empirical"` reads.
             sample_weight: Weights of the examples, or None.
             seed: Pair of integers.
+            fraction: Which part of the batch's examples these are.
         """
-        outputs, size = _wide(outputs), outputs.shape[-1]
+        mask, size = get_keras_mask(outputs), outputs.shape[-1]
+        outputs = _wide(outputs)
         if kind == "exact":
+            if mask is not None:
+                mask = ops.reshape(mask, (size, -1, *ops.shape(mask)[1:]))[0]
             outputs = ops.reshape(outputs, (size, -1, *ops.shape(outputs)[1:]))
             ones = (1,) * (len(outputs.shape) - 2)
             index = ops.reshape(ops.eye(size, dtype=outputs.dtype), (size, *ones, size))
@@ -197,35 +279,55 @@ class Term:
         if kind != "sampled":
             # For what sums over examples before it squares.
             losses = losses * random.random_sign(ops.shape(losses), seed, losses.dtype)
-        return ops.sum(losses * self._root(terms, size, sample_weight, losses.dtype))
+        weights = mask, sample_weight
+        return ops.sum(
+            losses * self._root(terms, size, weights, fraction, losses.dtype)
+        )
 
-    def roots(self, outputs, sample_weight):
+    def roots(self, outputs, sample_weight, fraction=1.0):
         """Returns functions r, `[..., C]`, with this output's curvature Σ ∇r ∇rᵀ.
 
         Args:
             outputs: The model's output.
             sample_weight: Weights of the examples, or None.
+            fraction: Which part of the batch's examples these are.
         """
-        outputs = _wide(outputs)
-        r = self.likelihood.roots(outputs)
+        weights = get_keras_mask(outputs), sample_weight
+        r = self.likelihood.roots(_wide(outputs))
         *terms, size = ops.shape(r)
-        return self._root(terms, size, sample_weight, r.dtype)[..., None] * r
+        return self._root(terms, size, weights, fraction, r.dtype)[..., None] * r
 
-    def _root(self, terms, size, sample_weight, dtype):
-        """Returns √c_t, of as many axes as there are `terms`, or a scalar."""
-        c = self.weight * self.likelihood.share(size)
-        if not self.is_sum:
-            count = ops.prod(ops.convert_to_tensor(terms, "int32"))
-            c = c / ops.cast(count, dtype)
-        root = ops.sqrt(ops.cast(c, dtype))
-        if sample_weight is not None:
-            weight = ops.cast(sample_weight, dtype)
-            extra = len(terms) - len(weight.shape)
-            if extra < 0:
-                weight = ops.reshape(weight, terms)
-            weight = ops.reshape(weight, (*ops.shape(weight), *(1,) * max(extra, 0)))
-            root = root * ops.sqrt(weight)
-        return root
+    def _root(self, terms, size, weights, fraction, dtype):
+        """Returns √c_t, of as many axes as there are `terms`, or a scalar.
+
+        The loss is reduced as Keras does it: what a mask leaves out is not counted
+        either.
+        """
+        c = ops.cast(self.weight * self.likelihood.share(size), dtype)
+        mask, sample_weight = (
+            None if w is None else _of_axes(ops.cast(w, dtype), terms) for w in weights
+        )
+        given = [w for w in (mask, sample_weight) if w is not None]
+        product = math.prod(given[1:], start=given[0]) if given else None
+        if self.reduction == "sum":
+            c = c / ops.cast(fraction, dtype)
+        elif self.reduction == "mean_with_sample_weight" and given:
+            total = ops.sum(product)
+            c = c / ops.where(total == 0, ops.ones_like(total), total)
+        else:
+            c = c / ops.cast(ops.prod(ops.convert_to_tensor(terms, "int32")), dtype)
+            if mask is not None:
+                counted = ops.mean(mask)
+                c = c / ops.where(counted == 0, ops.ones_like(counted), counted)
+        return ops.sqrt(c if product is None else c * product)
+
+
+def _of_axes(weights, terms):
+    """Weights with as many axes as the terms that they are of."""
+    extra = len(terms) - len(weights.shape)
+    if extra < 0:
+        return ops.reshape(weights, terms)
+    return ops.reshape(weights, (*ops.shape(weights), *(1,) * extra))
 
 
 def terms_of(model):

@@ -13,10 +13,10 @@ from ..lookahead.nesting import nested
 from . import blocks  # noqa: F401 (They register themselves.)
 from .adaptation import checked, lowest
 from .approximations.diagonal import DiagonalOfSum
-from .attachment import observe_batches
+from .attachment import build, observe_batches
 from .blocks.base import find_blocks
 from .fisher import KINDS
-from .measuring import measured
+from .measuring import every, measured
 from .objective import Objective
 from .part import Part
 from .state import assign, change_where_due, tensors, where_due
@@ -54,13 +54,14 @@ class KFAC(keras.optimizers.Optimizer):
         model.compile(optimizer=KFAC(model, learning_rate=0.01), loss=...)
         model.fit(...)
 
-    It reads the likelihood from the loss: cross-entropies, categorical or binary, and
-    the mean squared error. At a step that updates factors, which `factor_update_period`
-    sets, the model is run once more, on the same batch, and differentiated by values
-    that have no part in the model (see taps.py). The model's own gradients, batch
-    statistics and random numbers are not touched by that; and what is done to gradients
-    (loss scaling, clipping, accumulation, moving averages) does not touch the factors.
-    Over batches whose gradients are accumulated the factors are averaged.
+    It reads the likelihood from the loss: cross-entropies, categorical or binary, the
+    mean squared error, or what `register_likelihood` has told it of. At a step that
+    updates factors, which `factor_update_period` sets, the model is run once more, on
+    the same batch, and differentiated by values that have no part in the model (see
+    taps.py). The model's own gradients, batch statistics and random numbers are not
+    touched by that; and what is done to gradients (loss scaling, clipping,
+    accumulation, moving averages) does not touch the factors. Over batches whose
+    gradients are accumulated the factors are averaged.
 
     The model has no weight or layer more than without. A saved model keeps the factors
     with the other state of its optimizer. A file cannot hold the tie between the two,
@@ -331,7 +332,7 @@ class KFAC(keras.optimizers.Optimizer):
 
     # The curvature of batches.
 
-    def observe(self, x, y=None, sample_weight=None):
+    def observe(self, x, y=None, sample_weight=None, due=None):
         """Measures the factors on a batch, if an update of them is due.
 
         `fit` and `train_on_batch` call it before every step; call it in training loops
@@ -341,8 +342,9 @@ class KFAC(keras.optimizers.Optimizer):
             x: What the model is given.
             y: Labels, which only `fisher="empirical"` reads.
             sample_weight: Weights of the examples, as in `fit`.
+            due: True to measure whether an update is due or not.
         """
-        if self.adaptation:
+        if self.adaptation and due is None:
             batch = keras.tree.map_structure(
                 lambda t: None if t is None else ops.convert_to_tensor(t),
                 (x, y, sample_weight),
@@ -359,15 +361,44 @@ class KFAC(keras.optimizers.Optimizer):
         old = tensors([*counts, *kept])
 
         def measure():
-            data = keras.tree.map_structure(
-                lambda t: None if t is None else t[:: self.subsample],
-                (x, y, sample_weight),
-            )
-            batch = measured(self.model, parts, self.fisher, data, seed)
+            data, fraction = every((x, y, sample_weight), self.subsample)
+            batch = measured(self.model, parts, self.fisher, data, seed, fraction)
             return self._add_batch(batch, *old)
 
-        due = self._due(self.factor_update_period)
+        due = due or self._due(self.factor_update_period)
         assign([*counts, *kept], where_due(due, measure, old))
+
+    def burn_in(self, batches):
+        """Measures the factors on batches before training, which changes no weight.
+
+        In the average of the factors they count as the first batches.
+
+        Args:
+            batches: Iterable of what `fit` takes: `x`, `(x, y)` or `(x, y,
+                sample_weight)`, such as a part of a dataset, `dataset.take(10)`.
+
+        Raises:
+            ValueError: If the optimizer has no model, or one that is not compiled.
+        """
+        self._check_model()
+        if getattr(self.model, "optimizer", None) is None:
+            raise ValueError(
+                "expected a model that is compiled, of whose loss the factors are. "
+                f"Received: {self.model.name}, which is not"
+            )
+        for batch in batches:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+            build(self.model, x)
+            self.observe(x, y, sample_weight, due=True)
+            if self.gradient_accumulation_steps:
+                self._average_sums()
+
+    def _check_model(self):
+        if self.model is None:
+            raise ValueError(
+                "expected a KFAC that knows its model: call KFAC.resume(model) after "
+                "loading one. Received: a KFAC without a model"
+            )
 
     def forget(self):
         """Forgets the batch, which is kept from `observe` to the update."""
@@ -434,11 +465,7 @@ class KFAC(keras.optimizers.Optimizer):
     # Updates.
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
-        if self.model is None:
-            raise ValueError(
-                "expected a KFAC that knows its model: call KFAC.resume(model) after "
-                "loading one. Received: a KFAC without a model"
-            )
+        self._check_model()
         grads, replicas = _reduced(grads)
         if self.gradient_accumulation_steps:
             self._average_sums()

@@ -10,7 +10,23 @@ from .state import tensors
 from .taps import SCALE, tapped
 
 
-def measured(model, parts, kind, batch, seed):
+def every(batch, k):
+    """Returns every k-th example of a batch, and which part of the batch they are.
+
+    Args:
+        batch: Structure of tensors and None, of which the first one is a tensor.
+        k: An integer.
+    """
+    if k == 1:
+        return batch, 1.0
+    n = ops.shape(keras.tree.flatten(batch)[0])[0]
+    fraction = ops.cast((n + k - 1) // k, "float32") / ops.cast(n, "float32")
+    return keras.tree.map_structure(
+        lambda t: None if t is None else t[::k], batch
+    ), fraction
+
+
+def measured(model, parts, kind, batch, seed, fraction=1.0):
     """Returns the factors of a batch, part by part in one list.
 
     Args:
@@ -19,6 +35,7 @@ def measured(model, parts, kind, batch, seed):
         kind: One of `KINDS` of Fisher information.
         batch: Inputs, labels and sample weights, of which the latter two may be None.
         seed: Pair of integers.
+        fraction: Which part of the training step's examples these are.
     """
     x, y, sample_weight = batch
     with_block = [part for part in parts if part.block]
@@ -41,7 +58,7 @@ def measured(model, parts, kind, batch, seed):
             outputs, _ = model.stateless_call(
                 list(weights.values()), other, x, **arguments
             )
-        return SCALE * _f(terms, kind, outputs, y, sample_weight, seed)
+        return SCALE * _f(terms, kind, outputs, y, sample_weight, seed, fraction)
 
     values = [tensor for tensors in zeros for tensor in tensors]
     values += [trainable[id(variable)] for variable in without]
@@ -71,14 +88,15 @@ def of_outputs(terms, outputs, sample_weight):
     return list(zip(terms, outputs, weights, strict=True))
 
 
-def _f(terms, kind, outputs, y, sample_weight, seed):
+def _f(terms, kind, outputs, y, sample_weight, seed, fraction):
     """Returns f of all outputs."""
     found = of_outputs(terms, outputs, sample_weight)
     labels = keras.tree.flatten(y) if y is not None else [None] * len(found)
     total = 0.0
     for i, (term, output, weight) in enumerate(found):
         if term is not None:
-            total = total + term.f(kind, output, labels[i], weight, nth_seed(seed, i))
+            of_term = nth_seed(seed, i)
+            total = total + term.f(kind, output, labels[i], weight, of_term, fraction)
     return total
 
 

@@ -5,7 +5,7 @@ from keras import ops
 
 from ...layers.ops.gradient import jacobian_products
 from .fisher import terms_of
-from .measuring import of_outputs
+from .measuring import every, of_outputs
 from .taps import running_cells
 
 
@@ -75,9 +75,8 @@ class Objective:
         Returns:
             Tensor `[len(directions), len(directions)]`.
         """
-        x, sample_weight = keras.tree.map_structure(
-            lambda t: None if t is None else t[::subsample],
-            (self._batch[0], self._batch[2]),
+        (x, sample_weight), fraction = every(
+            (self._batch[0], self._batch[2]), subsample
         )
         terms = terms_of(self._model)
 
@@ -87,7 +86,7 @@ class Objective:
                 weights, self._other, x, **self._arguments
             )
             found = [
-                ops.reshape(term.roots(output, weight), (-1,))
+                ops.reshape(term.roots(output, weight, fraction), (-1,))
                 for term, output, weight in of_outputs(terms, outputs, sample_weight)
                 if term is not None
             ]

@@ -12,6 +12,7 @@ import contextlib
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask
 
 from .blocks.base import attributes
 
@@ -56,7 +57,7 @@ def tapped(model, parts, zeros, caches):
 
 def _tap(part, inputs, outputs, zeros, caches):
     block, dtype = part.block, part.dtype
-    weights = block.weights(inputs, getattr(inputs, "_keras_mask", None))
+    weights = block.weights(inputs, get_keras_mask(inputs))
     if not keras.backend.is_float_dtype(keras.backend.standardize_dtype(inputs.dtype)):
         inputs = ops.cast(inputs, dtype)  # Integers have no gradient, not even 0.
     others = [inputs, *caches]

@@ -52,7 +52,9 @@ class EigenvalueCorrected(Kronecker):
         of_a, old_a = _basis(a, caches[0])
         of_g, old_g = _basis(g, caches[1])
         turned = _apply(ops.square(old_a), s, ops.square(old_g))
-        s_a, s_g = _spectrum(a, of_a), _spectrum(g, of_g)
+        # Rounding may have made eigenvalues of 0 less than that.
+        s_a = ops.maximum(_spectrum(a, of_a), 0)
+        s_g = ops.maximum(_spectrum(g, of_g), 0)
         first = ops.all(caches[1] == 0)
         s = ops.where(first, s_a[..., :, None] * s_g[..., None, :], turned)
         return [a, g, s], [of_a, of_g]

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from kzoo.optimizers import KFAC, Likelihood, register_likelihood
 from kzoo.optimizers.kfac.fisher import Bernoulli, Categorical, Gaussian, Term
 
 N = 40000
@@ -56,8 +57,48 @@ def test_a_term_is_the_loss_but_for_its_share(loss, labels):
         keras.losses.CategoricalFocalCrossentropy(),
         lambda y, p: p,
         keras.losses.CategoricalCrossentropy(axis=1),
+        keras.losses.SparseCategoricalCrossentropy(ignore_class=0),
+        keras.losses.MeanSquaredError(reduction=None),
     ],
 )
 def test_other_losses_are_refused(loss):
-    with pytest.raises(ValueError, match="Received: (loss|axis)="):
+    with pytest.raises(ValueError, match="Received: (loss|axis|ignore_c|reduction)"):
         Term(loss)
+
+
+def test_a_loss_of_ones_own_has_the_likelihood_that_is_registered():
+    # An exponential distribution with the rate e^s: ℓ = e^s y - s, whose Fisher
+    # information by s is E[(e^s y - 1)²] = 1. The loss is twice ℓ, summed over D.
+    def loss(y, s):
+        return 2 * ops.sum(ops.exp(s) * y - s, axis=-1)
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)])
+    model.compile(KFAC(model), loss)
+    x, y = np.random.default_rng(0).uniform(size=(2, 5, 3)).astype("float32")
+    with pytest.raises(ValueError, match="register_likelihood.*Received: loss=<func"):
+        model.train_on_batch(x, y[:, :2])
+
+    @register_likelihood(loss)
+    class Exponential(Likelihood):
+        def loss(self, labels, outputs):
+            return ops.sum(ops.exp(outputs) * labels - outputs, axis=-1)
+
+        def roots(self, outputs):
+            return outputs
+
+        def share(self, size):
+            return 2.0
+
+    model.compile(KFAC(model, fisher="exact", seed=0), loss)
+    model.train_on_batch(x, y[:, :2])
+    (found,) = model.optimizer.factors.values()
+    np.testing.assert_allclose(found["G"], 2 * np.eye(2), rtol=1e-5, atol=1e-6)
+    assert Term(loss).likelihood.from_logits is False
+
+    class Derived(keras.losses.MeanSquaredError):
+        pass
+
+    with pytest.raises(ValueError, match="likelihood is known"):
+        Term(Derived())
+    with pytest.raises(ValueError, match=r"expected classes.*Received: \['mse'\]"):
+        register_likelihood("mse")

@@ -160,6 +160,53 @@ def test_what_else_losses_say_of_the_curvature(kind):
         )
 
 
+@pytest.mark.parametrize(
+    "reduction", ["sum", "sum_over_batch_size", "mean_with_sample_weight"]
+)
+def test_masks_and_weights_count_as_in_the_loss(reduction):
+    # The mean squared error is quadratic in the bias: its second difference is G, on
+    # the diagonal.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4, 3, 2)).astype("float32")
+    x[0, 1:] = x[2, 2] = 0
+    y, weights = rng.normal(size=(4, 3, 2)), np.array([0.3, 1.0, 2.0, 0.5])
+    dense = keras.layers.Dense(2, use_bias=True)
+    model = keras.Sequential([keras.Input((3, 2)), keras.layers.Masking(), dense])
+    optimizer = KFAC(model, 0.0, momentum=0.0, fisher="exact")
+    loss = keras.losses.MeanSquaredError(reduction=reduction)
+    model.compile(optimizer, loss, **QUICK)
+    for given in (None, weights[:, None] * np.ones((4, 3))):
+        losses = []
+        for bias in (-1.0, 0.0, 1.0):
+            dense.bias.assign([bias, 0.0])
+            losses.append(model.test_on_batch(x, y, given))
+        optimizer.build(model.trainable_variables)
+        for variable in optimizer.variables:
+            if "factor_updates" in variable.name:
+                variable.assign(0)
+        model.train_on_batch(x, y, given)
+        ((a, g),) = factors(optimizer)
+        expected = losses[0] - 2 * losses[1] + losses[2]
+        np.testing.assert_allclose(g, expected * np.eye(2), rtol=1e-4, atol=1e-5)
+        there = x[(x != 0).any(-1)]
+        np.testing.assert_allclose(a[0, 0], np.mean(there[:, 0] ** 2), rtol=1e-5)
+
+
+def test_a_part_of_a_sum_stands_for_the_whole():
+    x = np.repeat(inputs(3), 2, axis=0)
+    found = []
+    for subsample in (1, 2):
+        model = network()
+        optimizer = KFAC(model, fisher="exact", subsample=subsample)
+        model.compile(optimizer, keras.losses.MeanSquaredError(reduction="sum"))
+        optimizer.build(model.trainable_variables)
+        optimizer.observe(ops.convert_to_tensor(x))
+        found.append(factors(optimizer))
+    for one, other in zip(*found, strict=True):
+        for factor, expected in zip(one, other, strict=True):
+            np.testing.assert_allclose(factor, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_a_loss_whose_likelihood_is_not_known_is_refused():
     model = network()
     model.compile(KFAC(model), "mae", **QUICK)
@@ -186,6 +233,31 @@ def test_the_average_begins_with_the_first_batch():
         for found, pair in zip(factors(optimizer), expected, strict=True):
             for f, e in zip(found, pair, strict=True):
                 np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-6)
+
+
+def check_mean(optimizer, single):
+    """The optimizer's factors are the mean of what is given, of whole networks."""
+    for layer, found in enumerate(factors(optimizer)):
+        for i, factor in enumerate(found):
+            expected = np.mean([one[layer][i] for one in single], axis=0)
+            np.testing.assert_allclose(factor, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_burning_in_measures_batches_and_changes_no_weight():
+    model = network()
+    weights, batches = model.get_weights(), [inputs(seed=i) for i in range(3)]
+    single = [factors(observed(model, x)) for x in batches]
+    optimizer = compiled(model)
+    optimizer.burn_in(iter([*batches[:2], (batches[2], labels(5, "gaussian"))]))
+    check_mean(optimizer, single)
+    for before, after in zip(weights, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert int(optimizer.iterations) == 0
+    # The first batch of training is then the fourth one.
+    model.train_on_batch(batches[0], labels(5, "gaussian"))
+    check_mean(optimizer, [*single, single[0]])
+    with pytest.raises(ValueError, match="a KFAC without a model"):
+        KFAC(None).burn_in(batches)
 
 
 def test_a_part_of_the_batch_may_be_enough():
