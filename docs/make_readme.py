@@ -213,14 +213,14 @@ def kfac_tables():
         times = (f"{r[f'milliseconds_{due}']:.1f}" for due in ("sgd", *KFAC_DUE))
         lines.append(
             f"| {n} | {' | '.join(times)} | {r['state_bytes_none'] / 1e6:.1f} | "
-            f"{r['step_bytes_inverses'] / 1e6:.1f} |"
+            f"{max(r[f'step_bytes_{due}'] for due in KFAC_DUE) / 1e6:.1f} |"
         )
     slopes = newest[max(newest)]["slopes"]
     told = (f"{due} {slopes[f'milliseconds_{due}']:.2f}" for due in ("sgd", *KFAC_DUE))
     lines.append(
         f"\nSlopes of their logarithms between the last two widths: {', '.join(told)}; "
         f"state {slopes['state_bytes_none']:.2f}, "
-        f"a step {slopes['step_bytes_inverses']:.2f}."
+        f"a step with nothing due {slopes['step_bytes_none']:.2f}."
     )
     return "\n".join(lines)
 
