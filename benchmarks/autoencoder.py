@@ -37,6 +37,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from curves import reached
 from tqdm import tqdm
 
 from kzoo.optimizers import KFAC, Adaptation
@@ -174,18 +175,9 @@ def measured(data, x, method, setting, seed, updates, recorded):
     return record
 
 
-def reached(record, loss):
-    """The update and the seconds at which a loss is reached, or None."""
-    curve = record["curve"]
-    for update, found, seconds in zip(*curve.values(), strict=True):
-        if found <= loss:
-            return update, seconds
-    return None
-
-
 def compared(other, kfac):
     """A line on when K-FAC reaches another method's least loss, and the bars."""
-    found = reached(kfac, other["loss"])
+    found = reached(kfac, "loss", other["loss"])
     told = f"seed {kfac['seed']}: {other['method']} {other['loss']:.5f} at update "
     told += f"{other['at_update']}, {other['at_seconds']:.1f} s; K-FAC "
     if found is None:

@@ -27,6 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import keras
 import numpy as np
+from curves import reached
 from tqdm import tqdm
 
 from kzoo import zoo
@@ -159,20 +160,11 @@ def measured(task, data, method, setting, seed):
     return record
 
 
-def reached(record, nll):
-    """The update and the seconds at which a validation loss is reached, or None."""
-    curve = record["curve"]
-    for update, found, seconds in zip(*curve.values(), strict=True):
-        if found <= nll:
-            return update, seconds
-    return None
-
-
 def compared(adam, kfac):
     """A line on when K-FAC reaches Adam's least validation loss."""
     told = f"{kfac['task']}, seed {kfac['seed']}: Adam {adam['nll']:.4f} at update "
     told += f"{adam['at_update']}, {adam['at_seconds']:.1f} s; K-FAC "
-    found = reached(kfac, adam["nll"])
+    found = reached(kfac, "nll", adam["nll"])
     if found is None:
         return told + f"does not reach it: {kfac['nll']:.4f}"
     return told + (

@@ -149,6 +149,34 @@ def said_of_bar(record):
     return f"{record['bar']}, {met}"
 
 
+def adam_table():
+    """Returns the lines of benchmarks/kfac_validation.py's table."""
+    lines = [
+        "In batches, its default mode beside Adam, both with the best settings of "
+        "their grids: updates (seconds) to Adam's least validation loss:",
+        "",
+        "| network, seed | Adam's least | Adam | K-FAC | K-FAC's least |",
+        "|---|---|---|---|---|",
+    ]
+    runs = {
+        (r["task"], r["seed"], r["method"]): r
+        for r in results.read(ROOT / "benchmarks/results/kfac_validation.jsonl")
+        if r["seed"] < 100  # Not of the search's seed.
+    }
+    for (task, seed, method), r in runs.items():
+        if method == "adam":
+            continue
+        adam, curve, told = runs[task, seed, "adam"], r["curve"], "never"
+        there = [i for i, nll in enumerate(curve["nll"]) if nll <= adam["nll"]]
+        if there:
+            told = f"{curve['update'][there[0]]} ({curve['seconds'][there[0]]:.1f})"
+        lines.append(
+            f"| {task}, {seed} | {adam['nll']:.4f} | {adam['at_update']} "
+            f"({adam['at_seconds']:.1f}) | {told} | {r['nll']:.4f} |"
+        )
+    return lines
+
+
 def kfac_tables():
     """Returns what the benchmarks of K-FAC measured."""
     kinds = {}
@@ -187,6 +215,8 @@ def kfac_tables():
         f"{spread([r['loss'] for r in kfac], 5)} | "
         f"{np.mean([r['at_update'] for r in kfac]):.0f} | "
         f"{np.mean([r['at_seconds'] for r in kfac]):.1f} | | | | | |",
+        "",
+        *adam_table(),
         "",
         "Against kfac-jax's steps:",
         "",

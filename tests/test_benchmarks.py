@@ -81,12 +81,15 @@ def test_translations_were_measured_with_networks_there_are(monkeypatch):
     runs = records("sequence_to_sequence.jsonl")
     found = {(r["network"], r["attend_to"], r["seed"]) for r in runs}
     assert len(found) == len(runs)
+    both = ("gru", "rev_gru_3")
+    assert found >= set(itertools.product(both, module.ATTEND_TO, (0, 1)))
     for run in runs:
         assert run["network"] in module.LAYERS and run["attend_to"] in module.ATTEND_TO
         assert run.items() >= module.SIZES.items()
 
 
-def test_kfac_needs_an_eighth_of_the_updates_and_a_third_of_the_seconds():
+def test_kfac_needs_an_eighth_of_the_updates_and_a_third_of_the_seconds(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = script(ROOT / "benchmarks" / "autoencoder.py")
     runs = [r for r in records("autoencoder.jsonl") if r["data"] == "digits"]
     kinds = {}
@@ -99,7 +102,10 @@ def test_kfac_needs_an_eighth_of_the_updates_and_a_third_of_the_seconds():
         best = min(searched, key=lambda r: r["loss"])["setting"]
         assert all(r["setting"] == best for r in kinds[method])
     for sgd, kfac in zip(kinds["sgd"], kinds["kfac"], strict=True):
-        update, seconds = module.reached(kfac, sgd["loss"])
+        update, seconds = module.reached(kfac, "loss", sgd["loss"])
+        i = kfac["curve"]["update"].index(update)
+        assert kfac["curve"]["loss"][i] <= sgd["loss"] < kfac["curve"]["loss"][i - 1]
+        assert kfac["curve"]["seconds"][i] == seconds
         assert update / sgd["at_update"] <= 1 / 8
         assert seconds / sgd["at_seconds"] <= 1 / 3
 
