@@ -298,6 +298,7 @@ def test_the_loss_has_the_masks_of_its_gradient_and_the_regularizers():
 # --- in training ------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_compiled_and_resumed():
     def make(mode):
         keras.utils.clear_session(free_memory=False)

@@ -72,6 +72,7 @@ def exact(model, x, likelihood="gaussian"):
     return curvatures(pairs, activations, x, likelihood)
 
 
+@pytest.mark.slow
 def test_contract():
     check_optimizer(
         lambda: KFAC(
@@ -666,6 +667,7 @@ def test_resume_needs_a_model_with_it():
     assert attach(model) is model
 
 
+@pytest.mark.slow
 def test_a_transformer_learns():
     # An embedding, attention, norms, and dense layers at many positions, compiled.
     x = keras.Input((6,), dtype="int32")

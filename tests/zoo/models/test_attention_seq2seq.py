@@ -171,6 +171,7 @@ def found_by(model, source):
     return keras.ops.convert_to_numpy(found["ids"]), value(found["scores"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, attend_to", zip(LAYERS, ATTEND_TO, strict=True))
 def test_translates_by_steps_of_the_trained_decoder(kind, attend_to):
     model = made(kind, layers=2, attend_to=attend_to)

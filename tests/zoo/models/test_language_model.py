@@ -96,6 +96,7 @@ def test_inference_drops_nothing():
     assert names.count("WeightDrop") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recurrent", [keras.layers.LSTM, RevGRU])
 def test_states_are_carried_through_fit_and_evaluate(recurrent):
     """Two batches of fit or evaluate are one of twice the steps."""
@@ -121,6 +122,7 @@ def test_states_are_carried_through_fit_and_evaluate(recurrent):
     assert abs(without["loss"][0] / expected - 1) > 1e-4
 
 
+@pytest.mark.slow
 def test_reversible_layers_learn_as_their_cells_in_kerass_loop():
     """Gradients through carried states and dropped weights."""
 
