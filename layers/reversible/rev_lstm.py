@@ -20,7 +20,7 @@ class RevLSTMCell(ReversibleCell):
     Args:
         units: As `RevLSTM`'s.
         activation: φ.
-        unit_forget_bias: Whether the biases of f and p start 1 higher.
+        unit_forget_bias: Whether the bias of f starts 1 higher.
         **kwargs: `RevLSTM`'s arguments, but those of the loop (`return_sequences`,
             `return_state`, `go_backwards`, `stateful`, `zero_output_for_mask`) and
             `activity_regularizer`.
@@ -49,7 +49,7 @@ class RevLSTMCell(ReversibleCell):
     True
     """
 
-    def __init__(self, units, activation="tanh", *, unit_forget_bias=True, **kwargs):
+    def __init__(self, units, activation="tanh", *, unit_forget_bias=False, **kwargs):
         super().__init__(units, activation, **kwargs)
         self.unit_forget_bias = unit_forget_bias
 
@@ -71,11 +71,12 @@ class RevLSTMCell(ReversibleCell):
         return [self.units, self.units]
 
     def _first_bias(self, shape, dtype=None):
-        """Of each coupling the last gate is the one that forgets."""
+        """Of a carry's coupling the last gate is f."""
         bias = self.bias_initializer(shape, dtype=dtype)
         if not (self.unit_forget_bias and self.fixed.forget_bits):
             return bias
-        gates = [np.eye(c.gates)[-1] for c in self.couplings]
+        carries = (2, 3)
+        gates = [np.eye(c.gates)[-1] * (c.part in carries) for c in self.couplings]
         forget = np.repeat(np.concatenate(gates), self.units // 2)
         return bias + ops.cast(forget, bias.dtype)
 
@@ -112,8 +113,10 @@ class RevLSTM(ReversibleLayer):
     f and p forget, of gradients. With `max_forget_bits` = 0 there are no f and p, which
     are 1.
 
-    h and c may grow with the number of steps, by up to 1 each: with `state_bits` b they
-    wrap at 2^(31 - b).
+    h and c may grow by up to 1 a step: with `state_bits` b they wrap at 2^(31 - b), so
+    that for states carried over T steps 2^(31 - b) is to be more than T. A long warm-up
+    of the learning rate, and biases of f that do not start high, keep training from
+    gates that stay open, where h grows without end.
 
     Takes `keras.layers.LSTM`'s arguments, but `unroll` and `use_cudnn`. Dropped inputs
     and units are the same at all steps and for all gates.
@@ -125,7 +128,8 @@ class RevLSTM(ReversibleLayer):
         units: Size of the state, the carry and the output's last axis, even.
         activation: φ. Defaults to the hyperbolic tangent; None: none.
         recurrent_activation: σ, with values from 0 to 1. Defaults to the sigmoid.
-        unit_forget_bias: Whether the biases of f and p start 1 higher.
+        unit_forget_bias: Whether the bias of f starts 1 higher. Not so by default: the
+            limit on what is forgotten raises f already.
         kernel_initializer: Of W, `[features, 5 units]`, which has the columns of i, g,
             f, o and p for c¹ and h¹, then those for c² and h².
         recurrent_initializer: Of U, `[units / 2, 5 units]`.
