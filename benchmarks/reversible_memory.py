@@ -1,13 +1,15 @@
 """Memory of one training step against that of plain Keras peers.
 
     python benchmarks/reversible_memory.py [PATTERN] [--steps 100 1000] [--no-record]
+    python benchmarks/reversible_memory.py --figure
 
 For each claim and length of sequence, what a compiled step needs beside its arguments
 (weights and inputs) and results (weights' gradients) is read from the compiler's own
 report, by JAX; and, with --resident, from the peak resident memory of a fresh process
 that runs the step compiled on TensorFlow. The figures, their ratio and the bar on it
 at the longest sequence are printed and appended to
-benchmarks/results/reversible_memory.jsonl.
+benchmarks/results/reversible_memory.jsonl, from which --figure draws
+docs/reversible_memory.png.
 """
 
 import argparse
@@ -30,7 +32,8 @@ from keras import ops
 from kzoo.layers import RevGRU, RevLSTM
 from kzoo.zoo import results
 
-RESULTS = Path(__file__).parent / "results" / "reversible_memory.jsonl"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "reversible_memory.jsonl"
 ROWS, FEATURES, UNITS = 16, 32, 256
 STEPS = [100, 1000, 10_000]
 
@@ -170,6 +173,36 @@ def child(layer, shape):
     return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
+def figure(path=ROOT / "docs" / "reversible_memory.png"):
+    """Draws the newest bytes against steps: what the compiler says, and resident."""
+    from matplotlib.figure import Figure
+
+    newest = {(r["source"], r["claim"], r["steps"]): r for r in results.read(RESULTS)}
+    drawn = Figure((9, 4.5), layout="constrained")
+    pairs = zip(drawn.subplots(1, 2, sharey=True), ("gru", "lstm"), strict=True)
+    for axes, kind in pairs:
+        lines = {}
+        for (source, claim, steps), r in newest.items():
+            if claim.startswith(f"rev_{kind}") and not claim.endswith("_whole"):
+                of_peer = r["peer"].removeprefix("keras ")
+                for name, key in ((claim, "bytes"), (of_peer, "peer_bytes")):
+                    if name.endswith("_remat"):
+                        continue  # The same layer as without.
+                    lines.setdefault(name, {}).setdefault(source, {})[steps] = r[key]
+        for color, (name, sources) in enumerate(sorted(lines.items())):
+            for source, points in sources.items():
+                style, label = ("-", name) if source == "compiler" else (":", None)
+                steps, values = zip(*sorted(points.items()), strict=True)
+                megabytes = [value / 1e6 for value in values]
+                axes.plot(
+                    steps, megabytes, f"C{color}o{style}", lw=1, ms=3, label=label
+                )
+        axes.set(xscale="log", yscale="log", xlabel="steps")
+        axes.legend()
+    drawn.axes[0].set(ylabel="MB of a step (dotted: peak resident memory)")
+    drawn.savefig(path, dpi=120)
+
+
 def main(argv=None):
     """Measures the claims that match, prints and records them; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -177,8 +210,12 @@ def main(argv=None):
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
     parser.add_argument("--resident", action="store_true")
     parser.add_argument("--no-record", action="store_true")
+    parser.add_argument("--figure", action="store_true")
     parser.add_argument("--child", choices=("method", "peer"), help=argparse.SUPPRESS)
     arguments = parser.parse_args(argv)
+    if arguments.figure:
+        figure()
+        return 0
     names = fnmatch.filter(CLAIMS, arguments.pattern)
     if not names:
         parser.error(f"expected a pattern that matches one of {list(CLAIMS)}")
