@@ -17,6 +17,7 @@ from keras.src.backend.common.global_state import get_global_attribute
 
 # Keras's recurrent layers call a cell of this class as a sequence begins and ends.
 from keras.src.layers.rnn.dropout_rnn_cell import DropoutRNNCell
+from keras.src.utils.tracking import no_automatic_dependency_tracking
 
 from .ops.arguments import integer, is_integer, rate
 from .ops.random import bernoulli
@@ -298,7 +299,12 @@ class LSTMStep:
 
 
 class RecurrentLayer(keras.layers.RNN):
-    """A recurrent layer around a `RecurrentCell`, whose weights are its own."""
+    """A recurrent layer around a `RecurrentCell`, whose weights are its own.
+
+    The states that a `stateful` one carries from batch to batch are kept as those of
+    seeds are: among its variables, so that compiled steps return them on JAX too, and
+    not among its weights, which fit any batch size.
+    """
 
     cell_class = None
 
@@ -354,6 +360,21 @@ class RecurrentLayer(keras.layers.RNN):
 
     units = property(attrgetter("cell.units"))
     activation = property(attrgetter("cell.activation"))
+
+    @property
+    def variables(self):
+        """The weights, the states of seeds and those carried from batch to batch."""
+        return [*super().variables, *(self.states or ())]
+
+    @no_automatic_dependency_tracking  # Which would make weights of them.
+    def _create_state_variables(self, batch_size):
+        with keras.name_scope(self.name, caller=self):
+            self.states = [
+                keras.Variable(
+                    state, dtype=self.variable_dtype, trainable=False, name=f"state{i}"
+                )
+                for i, state in enumerate(self.get_initial_state(batch_size))
+            ]
 
     def call(self, sequences, initial_state=None, mask=None, training=False):
         """Returns the outputs, of the last step or of all."""

@@ -148,7 +148,7 @@ class Snapshots(keras.callbacks.BackupAndRestore):
     interruption between them, or within one, leaves a state that is none. Here a
     copy, made after both are closed, appears in one rename; training goes on from
     the copy. It also holds what Keras leaves out: the states of the layers' random
-    generators, and the figures of the epochs so far.
+    generators and of `stateful` layers from here, and the figures of the epochs so far.
 
     Args:
         folder: The `RunFolder`.
@@ -197,7 +197,7 @@ class Snapshots(keras.callbacks.BackupAndRestore):
 
 
 def _random_states(model):
-    """Returns the states of the layers' random generators, which Keras saves not."""
+    """Returns the states of random generators and the like, which Keras saves not."""
     weights = {id(v) for v in model.weights}
     states = [v for v in model.variables if id(v) not in weights]
     return {f"state{i}": v for i, v in enumerate(states)}
