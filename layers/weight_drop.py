@@ -4,7 +4,9 @@ import keras
 
 from .ops.arguments import rate as checked_rate
 from .ops.random import bernoulli
+from .recurrent import RecurrentLayer
 from .seeded import SeededLayer
+from .variational.base import BayesianLayer
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -33,8 +35,10 @@ class WeightDrop(SeededLayer, keras.layers.Wrapper):
     https://proceedings.mlr.press/v28/wan13.html
 
     Args:
-        layer: The layer, without an `activity_regularizer`, which can be given here,
-            and not `stateful`: its states would be lost with the masked weights.
+        layer: The layer. What goes with the masked weights would be lost: losses of the
+            layer's own or of layers inside of it, as `activity_regularizer` adds them,
+            which can be given here, and divergences of posteriors; and the states of
+            Keras's layers that are `stateful` (those of this package's are kept).
         rate: p, at least 0 and below 1.
         seed: Integer, for the same masks again, or None.
         **kwargs: `keras.layers.Layer`'s arguments.
@@ -52,8 +56,9 @@ class WeightDrop(SeededLayer, keras.layers.Wrapper):
         The layer's.
 
     Raises:
-        ValueError: If `rate` is out of range, the layer has an activity regularizer or
-            is stateful or, when it is built, has no recurrent kernel.
+        ValueError: If `rate` is out of range, the layer or one inside of it has an
+            activity regularizer or posteriors, or is Keras's and stateful, or, when it
+            is built, has no recurrent kernel.
 
     Example:
 
@@ -70,17 +75,8 @@ class WeightDrop(SeededLayer, keras.layers.Wrapper):
     def __init__(self, layer, rate=0.5, *, seed=None, **kwargs):
         super().__init__(layer=layer, seed=seed, **kwargs)
         self.rate = checked_rate("rate", rate)
-        if layer.activity_regularizer is not None:
-            raise ValueError(
-                "expected `activity_regularizer` to be given to this layer, and not to "
-                "the one it wraps. Received: activity_regularizer="
-                f"{layer.activity_regularizer!r}"
-            )
-        if getattr(layer, "stateful", False):
-            raise ValueError(
-                "expected a layer that is not stateful: Keras does not count its "
-                "states among its variables. Received: stateful=True"
-            )
+        for one in layer._flatten_layers():
+            _check_nothing_is_lost(one)
         self.supports_masking = layer.supports_masking
 
     def build(self, sequences_shape, initial_state_shape=None):
@@ -151,3 +147,24 @@ class WeightDrop(SeededLayer, keras.layers.Wrapper):
     def from_config(cls, config):
         """Makes a layer from what `get_config` returns."""
         return super().from_config(dict(config))
+
+
+def _check_nothing_is_lost(layer):
+    """Refuses what `stateless_call` does not give back: losses, untracked states."""
+    if layer.activity_regularizer is not None:
+        raise ValueError(
+            "expected `activity_regularizer` to be given to this layer, and not to one "
+            f"that it wraps. Received: {layer.name!r} with activity_regularizer="
+            f"{layer.activity_regularizer!r}"
+        )
+    if isinstance(layer, BayesianLayer):
+        raise ValueError(
+            "expected weights that are no distributions, whose divergences would be "
+            f"lost. Received: {type(layer).__name__} {layer.name!r}"
+        )
+    is_ours = isinstance(layer, RecurrentLayer)
+    if isinstance(layer, keras.layers.RNN) and layer.stateful and not is_ours:
+        raise ValueError(
+            "expected no layer of Keras's that is stateful: it does not count its "
+            f"states among its variables. Received: {layer.name!r} with stateful=True"
+        )

@@ -7,7 +7,7 @@ from keras import ops
 
 from harness import check_layer
 from harness.backends import compiled, gradients
-from kzoo.layers import RevGRU, RevLSTM, WeightDrop
+from kzoo.layers import GRUFlipout, RevGRU, RevLSTM, WeightDrop
 from kzoo.layers.ops.random import bernoulli
 
 B, T, IN, H = 3, 4, 2, 6
@@ -93,13 +93,60 @@ def test_all_steps_have_one_mask():
     assert (u == 0).any()
 
 
-def test_layers_around_layers_and_cells():
-    both = keras.layers.Bidirectional(RevGRU(2, seed=1))
-    stack = keras.layers.RNN([keras.layers.GRUCell(2), keras.layers.LSTMCell(3)])
-    for layer in (both, stack):
-        wrapped = WeightDrop(layer, 0.5, seed=0)
-        assert tuple(wrapped(X, training=True).shape) == tuple(wrapped(X).shape)
-        assert len(wrapped._kernels()) == 2
+@pytest.mark.parametrize(
+    "layer",
+    [
+        lambda: keras.layers.Bidirectional(RevGRU(H, seed=1)),
+        lambda: keras.layers.RNN([keras.layers.GRUCell(H), keras.layers.LSTMCell(H)]),
+    ],
+    ids=["Bidirectional", "RNN"],
+)
+def test_each_kernel_inside_of_the_layer_is_dropped(layer):
+    """The masks that gradients show, applied by hand, give what training gives."""
+    wrapped = made(lambda units: layer())
+    variables = wrapped.trainable_variables
+    seeds = [v.value for v in wrapped.non_trainable_variables]
+    loss, values = function(wrapped, variables, seeds, True)
+    found = gradients(loss, *values)[1:]
+    expected, _ = wrapped.stateless_call(values[1:], seeds, X, training=True)
+    masks = []
+    for v, gradient in zip(variables, found, strict=True):
+        if v.name == "recurrent_kernel":
+            masks.append(gradient != 0)
+            v.assign(ops.convert_to_numpy(v) * masks[-1] / 0.75)
+        else:
+            assert gradient.any()
+    assert len(masks) == 2
+    assert all(0.65 < mask.mean() < 0.85 for mask in masks)
+    assert (masks[0] != masks[1][:, : masks[0].shape[1]]).any()
+    np.testing.assert_allclose(wrapped(X), ops.convert_to_numpy(expected), atol=1e-5)
+
+
+def test_what_the_layer_draws_moves_its_seed_on_and_nothing_else():
+    """Its own dropout has new masks in each call, as it has alone."""
+    wrapped = made(RevGRU, dropout=0.5, seed=3)
+    state = wrapped.layer.cell.seed_generator.state
+    first = ops.convert_to_numpy(state)
+    wrapped.layer(X, training=True)
+    alone = ops.convert_to_numpy(state)
+    assert (alone != first).any()
+    state.assign(first)
+    before = wrapped.layer.get_weights()
+    wrapped(X, training=True)
+    np.testing.assert_array_equal(ops.convert_to_numpy(state), alone)
+    for weight, expected in zip(wrapped.layer.get_weights(), before, strict=True):
+        np.testing.assert_array_equal(weight, expected)
+
+
+def test_states_of_a_stateful_layer_are_carried():
+    """Two calls with one mask are a call of twice the steps."""
+    carried, whole = made(RevGRU, stateful=True), made(RevGRU)
+    for part in (X, -X):
+        carried.seed_generator.state.assign(SEED)
+        found = ops.convert_to_numpy(carried(part, training=True))
+    whole.seed_generator.state.assign(SEED)
+    expected = ops.convert_to_numpy(whole(np.concatenate([X, -X], 1), training=True))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [-0.1, 1.0, "half"])
@@ -111,10 +158,20 @@ def test_refuses_what_is_no_rate(rate):
 def test_refuses_layers_without_recurrent_kernels():
     with pytest.raises(ValueError, match="Received: layer="):
         WeightDrop(keras.layers.Dense(2)).build((B, T, IN))
-    with pytest.raises(ValueError, match="Received: activity_regularizer="):
-        WeightDrop(keras.layers.GRU(2, activity_regularizer="l2"))
-    with pytest.raises(ValueError, match="Received: stateful="):
-        WeightDrop(keras.layers.GRU(2, stateful=True))
+
+
+def both(layer):
+    return keras.layers.Bidirectional(layer, name="both")
+
+
+@pytest.mark.parametrize("around", [lambda layer: layer, both], ids=["alone", "inside"])
+def test_refuses_what_would_be_lost(around):
+    with pytest.raises(ValueError, match="gru.*with activity_regularizer="):
+        WeightDrop(around(keras.layers.GRU(2, activity_regularizer="l2")))
+    with pytest.raises(ValueError, match="gru.*with stateful=True"):
+        WeightDrop(around(keras.layers.GRU(2, stateful=True)))
+    with pytest.raises(ValueError, match="Received: GRUCellFlipout"):
+        WeightDrop(around(GRUFlipout(2)))
 
 
 @pytest.mark.slow
