@@ -23,8 +23,9 @@ def text_streams(
     """Loads the characters of texts as batches that go on where the last one ended.
 
     The texts of a split, one after the other, are one sequence c of ids, which is cut
-    into B equal streams. Batch t has T steps of each, and as labels the ids that
-    follow:
+    into B equal streams. (A text whose last line has no end gets one, so that the next
+    text begins in a line of its own.) Batch t has T steps of each, and as labels the
+    ids that follow:
 
         x[b, i] = c[b S + t T + i],   y[b, i] = c[b S + t T + i + 1],
 
@@ -55,8 +56,8 @@ def text_streams(
         own, whose first one has the id 1.
 
     Raises:
-        ValueError: If a number is not an integer of at least 1, there is no split, or
-            a split has less than one batch.
+        ValueError: If a number is not an integer of at least 1, there is no split, a
+            split has less than one batch, or examples have no such text.
 
     Example:
 
@@ -87,9 +88,17 @@ def text_streams(
 
 
 def code_points(dataset, feature):
-    """Returns the code points of all texts of a data set, one after the other."""
-    texts = (example[feature] for example in dataset.as_numpy_iterator())
-    text = b"".join(texts).decode()
+    """Returns the code points of all texts of a data set, each of whole lines."""
+    spec = dataset.element_spec
+    texts = [name for name, v in spec.items() if v == tf.TensorSpec([], tf.string)]
+    if feature not in texts:
+        raise ValueError(
+            f"expected `feature` to be one of the texts {texts} of examples with "
+            f"{sorted(spec)}. Received: feature={feature!r}"
+        )
+    found = (example[feature] for example in dataset.as_numpy_iterator())
+    whole = (t + b"\n" if t and not t.endswith(b"\n") else t for t in found)
+    text = b"".join(whole).decode()
     return np.frombuffer(text.encode("utf-32-le"), "<u4")
 
 

@@ -274,6 +274,9 @@ class _IdDropout(SeededLayer):
 def rev_gru_python_source(name="rev_gru_python_source", **overrides):
     """Builds a language model of characters with one layer of RevGRU, at 3 bits.
 
+    It has the 100 ids that `kzoo.zoo.datasets.text_streams` gives the characters of the
+    library, of Python 3.11 to 3.13.
+
     Args:
         name: Name of the model.
         **overrides: Arguments of `language_model`.

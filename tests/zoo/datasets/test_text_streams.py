@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
+from kzoo.zoo import build
 from kzoo.zoo.datasets import load, python_source, text_streams
-from kzoo.zoo.datasets.text_streams import batches
+from kzoo.zoo.datasets.text_streams import batches, code_points
 
 pytestmark = pytest.mark.tensorflow
 
@@ -23,6 +25,28 @@ def test_batches_go_on_where_the_last_one_ended():
     assert last[1][-1, -1] == ids[-1]
 
 
+def test_texts_are_of_whole_lines():
+    texts = ["a b", "", "c\n", "ü\nd", "\n\n", "e"]
+    dataset = tf.data.Dataset.from_tensor_slices({"text": texts})
+    found = code_points(dataset, "text")
+    assert "".join(map(chr, found)) == "a b\nc\nü\nd\n\n\ne\n"
+
+
+def test_refuses_what_is_no_text():
+    dataset = tf.data.Dataset.from_tensor_slices(
+        {"text": ["a"], "n": [1], "words": [["a", "b"]]}
+    )
+    for feature in ("n", "words", "other"):
+        with pytest.raises(ValueError, match=rf"\['text'\].*feature='{feature}'"):
+            code_points(dataset, feature)
+
+
+def test_the_registered_model_has_an_id_for_each_character(tmp_path):
+    _, characters = text_streams(splits=["train"], rows=1, steps=1, data_dir=tmp_path)
+    table = build("rev_gru_python_source", units=2).get_layer("embedding")
+    assert 1 + len(characters) <= table.input_dim
+
+
 def test_ids_are_of_what_the_first_split_has_often(tmp_path, monkeypatch):
     texts = {f"{i:02d}.py": "abba\n" for i in range(60)}
     paths = python_source.split_files(list(texts))
@@ -33,11 +57,14 @@ def test_ids_are_of_what_the_first_split_has_often(tmp_path, monkeypatch):
     assert characters == "\nab" and list(streams) == ["train", "validation", "test"]
     order, _ = load("python_source", "test", data_dir=tmp_path, as_supervised=False)
     text = b"".join(example["text"] for example in order.as_numpy_iterator()).decode()
+    text = text.replace("\u4e16ab", "\u4e16\nab")
     assert "zbaü\u4e16" in text
     expected = [(" " + characters).find(c) if c in characters else 0 for c in text]
     ids = np.concatenate([x[0] for x, _ in streams["test"].as_numpy_iterator()])
     np.testing.assert_array_equal(ids, expected[: len(ids)])
     assert 0 in ids
+    with pytest.raises(ValueError, match=r"\['path', 'text'\].*feature='lines'"):
+        text_streams(rows=1, steps=4, feature="lines", data_dir=tmp_path)
     with pytest.raises(ValueError, match="Received: rows=0"):
         text_streams(rows=0, steps=4, data_dir=tmp_path)
     with pytest.raises(ValueError, match=r"Received: splits=\[\]"):
