@@ -31,7 +31,7 @@ def beam_search(step, state, *, beams, length, start, end, length_penalty=0.0):
         beams: K.
         length: How many ids a sequence has at most, its end counted.
         start: The id before the first one.
-        end: The id of the end.
+        end: The id of the end, below V.
         length_penalty: α, at least 0.
 
     Returns:
@@ -76,6 +76,7 @@ def beam_search(step, state, *, beams, length, start, end, length_penalty=0.0):
     def turn(t, ids, last, log_p, lengths, has_ended, state):
         following, state = step(last, state)
         vocabulary = following.shape[-1]
+        integer("end", end, 1, vocabulary - 1)
         is_padding = ops.arange(vocabulary) == 0
         # What has ended goes on with padding, all else with anything else.
         following = ops.where(

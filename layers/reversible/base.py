@@ -309,14 +309,22 @@ class ReversibleLayer(RecurrentLayer):
 
     def __init__(self, units, activation="tanh", *, output_units=None, **kwargs):
         super().__init__(units, activation, **kwargs)
-        output_units = self.units if output_units is None else output_units
-        self.output_units = integer("output_units", output_units, 1, self.units)
+        self.output_units = self.units if output_units is None else output_units
         self._runs = {}
         if self.unroll:
             raise ValueError(
                 "expected `unroll` to be False: a loop that is written out keeps what "
                 "this layer is there to do without. Received: unroll=True"
             )
+
+    @property
+    def output_units(self):
+        """How many of the first units the outputs are; a layer not built may get it."""
+        return self._output_units
+
+    @output_units.setter
+    def output_units(self, count):
+        self._output_units = integer("output_units", count, 1, self.units)
 
     def inner_loop(self, sequences, initial_state, mask, training=False):
         """Runs over the steps; the gradient runs over them from the last state back."""

@@ -1,5 +1,6 @@
 """The recurrent encoder and decoder with attention, and its search for translations."""
 
+import re
 from functools import partial
 
 import keras
@@ -166,7 +167,7 @@ def translator(
         model: What `attention_seq2seq` has built.
         beams: Number of beams; with one the search is greedy.
         length: How many ids a target has at most, its end counted.
-        start: The id that stands for a target's beginning.
+        start: The id that stands for a target's beginning, one of the vocabulary's.
         end: The id of its end.
         length_penalty: α, at least 0: how much longer targets are preferred.
         name: Name of the new model. Defaults to the other's.
@@ -178,7 +179,8 @@ def translator(
         `kzoo.zoo.export` makes it itself of an encoder-decoder.
 
     Raises:
-        ValueError: If a number is not within its bounds.
+        ValueError: If a number is not within its bounds, or a layer of the decoder has
+            no `cell` to make a step with.
 
     Example:
 
@@ -190,12 +192,13 @@ def translator(
     ((1, 6), (1,))
     """
     source = keras.Input((None,), dtype="int32", name="source")
+    last = model.get_layer("logits").units - 1
     search = _Translate(
         model,
         beams=integer("beams", beams),
         length=integer("length", length),
-        start=integer("start", start),
-        end=integer("end", end),
+        start=integer("start", start, 1, last),
+        end=integer("end", end, 1, last),
         length_penalty=nonnegative("length_penalty", length_penalty),
         name="translate",
     )
@@ -268,14 +271,20 @@ class _Translate(keras.layers.Layer):
     def __init__(self, model, **kwargs):
         search = ("beams", "length", "start", "end", "length_penalty")
         self.search = {name: kwargs.pop(name) for name in search}
-        super().__init__(**kwargs)
+        # The model's own layers say what is in half precision; what is between them is
+        # in the precision of the logits, whatever the policy is by now.
+        super().__init__(**{**kwargs, "dtype": model.get_layer("logits").dtype_policy})
         self.model = model
-        self.decoders = [x for x in model.layers if x.name.startswith("decoder")]
-        self.decoders = [x for x in self.decoders if hasattr(x, "cell")]
+        names = [x.name for x in model.layers if re.fullmatch(r"decoder\d+", x.name)]
+        self.decoders = [model.get_layer(f"decoder{i}") for i in range(len(names))]
+        for decoder in self.decoders:
+            if not hasattr(decoder, "cell"):
+                raise ValueError(
+                    "expected layers of the decoder that have a `cell`, to make a step "
+                    f"with. Received: {type(decoder).__name__} {decoder.name!r}"
+                )
         _, memory = model.get_layer("attention").input
-        states = [
-            model.get_layer(f"encoder{i}").output[1:] for i in range(len(self.decoders))
-        ]
+        states = [model.get_layer(f"encoder{i}").output[1:] for i in range(len(names))]
         self.encoder = keras.Model(model.input["source"], [memory, states])
 
     def call(self, inputs):

@@ -18,7 +18,7 @@ TABLE = rng.normal(size=(ROWS, V**T, V)).astype("float32")
 TABLE = TABLE - np.log(np.exp(TABLE).sum(-1, keepdims=True))
 
 
-def search(beams, *, rows=range(ROWS), length=T, **kwargs):
+def search(beams, *, rows=range(ROWS), length=T, end=END, **kwargs):
     table = TABLE[list(rows)].reshape(-1, V)
 
     def step(ids, state):
@@ -35,7 +35,7 @@ def search(beams, *, rows=range(ROWS), length=T, **kwargs):
             beams=beams,
             length=length,
             start=START,
-            end=END,
+            end=end,
             **kwargs,
         )
     )(ops.convert_to_tensor(own))
@@ -128,3 +128,8 @@ def test_refusals(change):
     arguments = {"beams": 1, "length": 2, "start": 1, "end": 2, **change}
     with pytest.raises(ValueError, match=f"Received: {name}={value}"):
         beam_search(None, None, **arguments)
+
+
+def test_refuses_an_end_that_no_step_gives():
+    with pytest.raises(ValueError, match=f"from 1 to {V - 1}. Received: end={V}"):
+        search(1, end=V)

@@ -391,6 +391,16 @@ def test_refuses(layer, kwargs):
         layer(**{"units": 4, **kwargs})
 
 
+def test_refuses_output_units_that_are_set_later():
+    layer = RevGRU(4)
+    layer.output_units = 3
+    assert tuple(layer(X).shape) == (B, 3) and layer.get_config()["output_units"] == 3
+    for count in (0, 5, 1.5):
+        with pytest.raises(ValueError, match=f"Received: output_units={count}"):
+            layer.output_units = count
+    assert layer.output_units == 3
+
+
 # --- the contract -----------------------------------------------------------------
 
 

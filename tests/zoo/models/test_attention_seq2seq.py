@@ -10,7 +10,7 @@ from harness import check_model, session
 from harness.by_hand import randomize, softmax, value
 from harness.fresh import record_answer
 from harness.training import forward
-from kzoo.layers import RevGRU, RevLSTM
+from kzoo.layers import RevGRU, RevLSTM, WeightDrop
 from kzoo.zoo.export import export
 from kzoo.zoo.models.attention_seq2seq import (
     ATTEND_TO,
@@ -245,11 +245,30 @@ def test_refusals(change):
 
 
 @pytest.mark.parametrize(
-    "change", [{"beams": 0}, {"length": 0}, {"start": 0}, {"length_penalty": -1}]
+    "change",
+    [
+        {"beams": 0},
+        {"length": 0},
+        {"start": 0},
+        {"start": V},
+        {"end": V},
+        {"length_penalty": -1},
+    ],
 )
 def test_refusals_of_translators(change):
     with pytest.raises(ValueError, match=f"Received: {[*change][-1]}="):
         translator(made(), **change)
+
+
+def test_translators_refuse_decoders_without_a_cell():
+    def recurrent(units, **kwargs):
+        layer = keras.layers.GRU(units, **kwargs)
+        is_last = layer.name == "decoder1"
+        return WeightDrop(layer, name=layer.name) if is_last else layer
+
+    model = attention_seq2seq(V, units=D, layers=2, recurrent=recurrent)
+    with pytest.raises(ValueError, match="`cell`.*Received: WeightDrop 'decoder1'"):
+        translator(model)
 
 
 @pytest.mark.slow
@@ -261,14 +280,34 @@ def test_contract():
 def test_mixed_precision(kind):
     ids = names()
     expected = softmax(logits(made(kind), **ids))
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    try:
-        model = made(kind)
-    finally:
-        keras.config.set_dtype_policy("float32")
+    model = under("mixed_bfloat16", made, kind)
     found = forward(model, ids, False)[0]
     assert keras.backend.standardize_dtype(found.dtype) == "float32"
     assert {str(v.dtype) for v in model.trainable_variables} == {"float32"}
     np.testing.assert_allclose(softmax(value(found)), expected, atol=0.1)
-    scores = found_by(translator(model, beams=2, length=3), ids["source"])[1]
-    assert np.isfinite(scores).all()
+
+
+def under(policy, function, *args, **kwargs):
+    """What a function makes under a dtype policy."""
+    keras.config.set_dtype_policy(policy)
+    try:
+        return function(*args, **kwargs)
+    finally:
+        keras.config.set_dtype_policy("float32")
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_translations_have_the_precision_of_the_model(policy):
+    """The policy by the time of the search makes no difference."""
+    model, source = under(policy, made, "rev_gru", attend_to="slice"), names()["source"]
+    search = [
+        under(later, translator, model, beams=2, length=5)
+        for later in ("float32", "mixed_bfloat16")
+    ]
+    (ids, scores), *others = (found_by(one, source) for one in search)
+    for same_ids, same in others:
+        np.testing.assert_array_equal(same_ids, ids)
+        np.testing.assert_array_equal(same, scores)
+    # Log-probabilities of logits in float32, whatever they are computed from.
+    rtol = 1e-5 if policy == "float32" else 5e-3
+    np.testing.assert_allclose(scores, log_p_of(model, source, ids), rtol=rtol)
