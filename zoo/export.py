@@ -203,8 +203,8 @@ def _prediction(model):
     """The default function, of regressors and of what looks like classifiers."""
     from .predictive import (
         classification,
-        is_language_model,
         is_regressor,
+        labels_ids,
         language_modelling,
         regression,
     )
@@ -214,7 +214,7 @@ def _prediction(model):
     # Sequential models have no `output`.
     if isinstance(getattr(model, "output", None), dict):
         return partial(model, training=False)
-    if is_language_model(model):
+    if labels_ids(model):
         return language_modelling(model)
     outputs = model.outputs
     tensor = outputs[0]

@@ -275,6 +275,28 @@ def sampled_regression(model):
 
 
 def is_language_model(model):
+    """Returns whether a model gives logits of ids as those it takes.
+
+    (From ids `[B, T]` to logits `[B, T, V]` go taggers too, which have a table of more
+    or less than V vectors.)
+    """
+    return labels_ids(model) and any(
+        getattr(layer, "input_dim", None) == model.outputs[0].shape[-1]
+        for layer in model._flatten_layers()
+    )
+
+
+def refuse_language_model(model):
+    """Raises ValueError if a model learns from streams, and not from examples."""
+    if is_language_model(model):
+        raise ValueError(
+            "expected a classifier or a regressor: language models are trained by "
+            "`fit`, and measured by the model's own `evaluate`, on the batches of "
+            f"`kzoo.zoo.datasets.text_streams`. Received: model={model.name!r}"
+        )
+
+
+def labels_ids(model):
     """Returns whether a model goes from ids `[B, T]` to logits `[B, T, V]`."""
     ids, logits = (getattr(model, name, None) or () for name in ("inputs", "outputs"))
     return (
@@ -310,7 +332,7 @@ def language_modelling(model):
     >>> tuple(predict(np.array([[1, 2, 3]]))["probabilities"].shape)
     (1, 3, 100)
     """
-    if not is_language_model(model) or model.inputs[0].shape[0] is not None:
+    if not labels_ids(model) or model.inputs[0].shape[0] is not None:
         raise ValueError(
             "expected a model from ids `[B, T]`, of any number of rows, to logits "
             "`[B, T, V]`: one without carried states (see "

@@ -47,12 +47,12 @@ def language_model(
     - recurrent weights (`weight_drop`, see `kzoo.layers.WeightDrop`).
 
     With `rows` = B the states that a batch of B rows ends with are those that the next
-    one begins with, in training and in evaluation: for truncated backpropagation
-    through time over the batches of `kzoo.zoo.datasets.text_streams`. `ResetStates`
-    sets them back as epochs and evaluations begin. (Keras's `stateful` layers, whose
-    states are none of their variables, begin with zeros in each batch of a `fit` on
-    JAX.) A model with other `rows`, or none, as exports have it, takes the weights of a
-    trained one by `take_weights`.
+    one begins with, in training, evaluation and prediction: for truncated
+    backpropagation through time over the batches of `kzoo.zoo.datasets.text_streams`.
+    `ResetStates` sets them back as each of these begins. (Keras's `stateful` layers,
+    whose states are none of their variables, begin with zeros in each batch of a `fit`
+    on JAX.) A model with other `rows`, or none, as exports have it, takes the weights
+    of a trained one by `take_weights`.
 
     Reference: Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language
     Models", 2017. https://arxiv.org/abs/1708.02182. With reversible layers: MacKay,
@@ -110,7 +110,7 @@ def language_model(
         size,
         embeddings_initializer=keras.initializers.RandomUniform(-0.1, 0.1),
         # Logits as exact as the weights, also under mixed precision.
-        reverse_dtype=keras.config.dtype_policy().variable_dtype,
+        dtype=keras.config.dtype_policy().variable_dtype,
         name="embedding",
     )
     x = _IdDropout(vocabulary, embedding_dropout, name="id_dropout")([table(ids), ids])
@@ -150,7 +150,9 @@ def take_weights(model, trained):
 
 
 class ResetStates(keras.callbacks.Callback):
-    """Sets the carried states of a language model to 0 as epochs and tests begin.
+    """Sets the carried states of a language model to 0 before a text begins.
+
+    That is, as epochs, evaluations and predictions begin.
 
     Example:
 
@@ -170,6 +172,10 @@ class ResetStates(keras.callbacks.Callback):
 
     def on_test_begin(self, logs=None):
         """Begins the streams anew; within `fit`, an epoch has ended before."""
+        self.on_epoch_begin(None)
+
+    def on_predict_begin(self, logs=None):
+        """Begins the streams anew."""
         self.on_epoch_begin(None)
 
 

@@ -15,7 +15,7 @@ from ..metrics import (
     PredictiveEntropy,
 )
 from ..models.attention_seq2seq import is_attention_seq2seq, translator
-from ..predictive import Predictions
+from ..predictive import Predictions, refuse_language_model
 
 OUTPUTS = ("probabilities", "member_probabilities")
 # How far probabilities may be from summing to 1: what half precision makes of them.
@@ -43,7 +43,8 @@ def evaluate(
         split: Which examples.
         samples: Of a model with distributions over its weights, or with
             `kzoo.layers.MonteCarloDropout`: K, for draws that take the place of the
-            members, the same each time. None for the posterior's mean.
+            members, the same each time. None for the posterior's mean, which is what
+            translations are searched for with.
         batch_size: Number of examples that are predicted at a time.
         num_bins: Bins of the expected calibration error.
         data_dir: Folder of the data sets.
@@ -58,11 +59,11 @@ def evaluate(
         `accuracy` and `nll` of ids that follow right ones, and `parameters`.
 
     Raises:
-        ValueError: If the model does not end in logits, or a SavedModel's
-            probabilities are none; if it has not the data set's number of classes;
-            if `batch_size` or `num_bins` is not an integer of at least 1; or if the
-            split does not exist. What cannot be known before is checked on
-            the first batch.
+        ValueError: If the model does not end in logits or is a language model, or a
+            SavedModel's probabilities are none; if it has not the data set's number of
+            classes; if `samples` is given for translations; if `batch_size` or
+            `num_bins` is not an integer of at least 1; or if the split does not exist.
+            What cannot be known before is checked on the first batch.
 
     Example:
 
@@ -72,6 +73,11 @@ def evaluate(
     (180, 1, True)
     """
     if _translates(model):
+        if samples is not None:
+            raise ValueError(
+                "expected `samples` to be None for translations. Received: "
+                f"samples={samples!r}"
+            )
         return _of_translations(model, dataset, split, batch_size, data_dir)
     metrics = {
         "accuracy": keras.metrics.SparseCategoricalAccuracy(),
@@ -167,6 +173,7 @@ def answers(model, dataset, split, samples, batch_size, data_dir):
 def _predict(model, samples):
     """Returns a function from a batch of inputs to a dict of predictions."""
     if isinstance(model, keras.Model):
+        refuse_language_model(model)
         return Predictions(model, samples).predict_on_batch
     from ..serving.servable import Servable
 

@@ -17,9 +17,9 @@ from ..datasets import load
 from ..losses import GaussianNegativeLogLikelihood, gaussian_negative_log_likelihood
 from ..predictive import (
     ensemble_size,
-    is_language_model,
     is_regressor,
     is_variational,
+    refuse_language_model,
 )
 from ..registry import build, info
 from .batches import training_batches
@@ -153,12 +153,7 @@ def train(
         recipe = recipe or registered.get("recipe")
         keras.utils.set_random_seed(seed)
         model = build(model)
-    if is_language_model(model):
-        raise ValueError(
-            "expected a classifier or a regressor: language models are trained by "
-            "`fit` on the batches of `kzoo.zoo.datasets.text_streams`. Received: "
-            f"model={model.name!r}"
-        )
+    refuse_language_model(model)
     named = _named(recipe or "default")
     asked = {
         "dataset": dataset,

@@ -85,6 +85,25 @@ def test_ids_are_dropped_with_their_whole_vectors():
     assert logits(model, training=True).all()
 
 
+def test_mixed_precision_does_not_round_the_table():
+    """Logits are sums in float32 of what the layers give, with E as it is stored."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        model = made()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    last = keras.Model(model.input, model.get_layer("output_dropout").output)
+    h, y = last(IDS), model(IDS)
+    dtypes = [keras.backend.standardize_dtype(x.dtype) for x in (h, y, model.output)]
+    assert dtypes == ["bfloat16", "float32", "float32"]
+    (table,) = weights(model, "embedding")
+    np.testing.assert_allclose(value(y), value(h) @ table.T, rtol=1e-5, atol=1e-6)
+    # The layers' inputs are rounded once.
+    x = keras.Model(model.input, model.get_layer("input_dropout").output)(IDS)
+    expected = keras.ops.cast(keras.ops.cast(table[IDS], "bfloat16"), "float32")
+    np.testing.assert_array_equal(value(x), value(expected))
+
+
 def test_inference_drops_nothing():
     model = made(**{**dict.fromkeys(RATES, 0.5), "weight_drop": 0.5})
     np.testing.assert_allclose(logits(model), logits(model), rtol=0)
@@ -114,6 +133,11 @@ def test_states_are_carried_through_fit_and_evaluate(recurrent):
     for _ in range(2):
         found = carried.evaluate(*batches, **options)
         assert found == pytest.approx(expected, rel=1e-5)
+    expected_y = whole.predict(x, verbose=0)
+    for _ in range(2):
+        found = carried.predict(batches[0], **options)
+        found = np.concatenate([found[:3], found[3:]], axis=1)
+        np.testing.assert_allclose(found, expected_y, rtol=1e-4, atol=1e-5)
     # In training too, whatever an evaluation left: nothing else is dropped here.
     carried.get_layer("dropped0").rate = carried.get_layer("dropped1").rate = 0.0
     history = carried.fit(*batches, epochs=2, shuffle=False, **options).history

@@ -17,6 +17,7 @@ from kzoo.layers import (
 from kzoo.zoo import diversity_report, evaluate, export, fit_temperature, load
 from kzoo.zoo.metrics import AreaUnderRiskCoverage, ExpectedCalibrationError
 from kzoo.zoo.models.attention_seq2seq import attention_seq2seq, translator
+from kzoo.zoo.models.language_model import language_model
 from kzoo.zoo.serving.servable import Servable
 
 
@@ -257,3 +258,12 @@ def test_translations_are_right_or_not(monkeypatch):
     assert figures["accuracy"] == pytest.approx(best[label != 0].mean())
     assert figures["parameters"] == model.count_params()
     assert figures["examples"] == rows
+    with pytest.raises(ValueError, match="translations. Received: samples=2"):
+        evaluate(model, "names", samples=2)
+
+
+def test_language_models_are_not_measured_by_examples(data_dir):
+    model = language_model(10, embedding=4, units=4, layers=1)
+    for measure in (evaluate, diversity_report):
+        with pytest.raises(ValueError, match="text_streams.*model='language_model'"):
+            measure(model, split="validation", data_dir=data_dir)

@@ -1,17 +1,21 @@
 """Training: resumed runs equal uninterrupted ones, folders never mix two runs."""
 
 import json
+import sys
+import types
 import warnings
 from pathlib import Path
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from kzoo.layers import (
     AverageMembers,
     DenseBatchEnsemble,
     DenseFlipout,
+    RevGRU,
     TileMembers,
 )
 from kzoo.layers.variational.base import variational_layers
@@ -195,6 +199,27 @@ def test_a_regressor_learns_by_its_likelihood(run):
     assert_same_weights(
         keras.models.load_model(result.run_dir / "model.keras"), result.model
     )
+
+
+def test_a_tagger_learns_and_a_language_model_is_refused(run, monkeypatch):
+    """Both go from ids to logits at each step, but of tags and of ids."""
+    ids = np.random.default_rng(0).integers(0, 6, (64, 5))
+    data = tf.data.Dataset.from_tensor_slices((ids, ids // 2))
+    data = data, types.SimpleNamespace(full_name="tags", splits=["train"])
+    module = sys.modules["kzoo.zoo.training.train"]
+    monkeypatch.setattr(module, "load", lambda *args, **kwargs: data)
+    layers = [keras.layers.Embedding(6, 8), RevGRU(8, return_sequences=True)]
+    tagger, other = (
+        keras.Sequential(
+            [keras.Input((None,), dtype="int32"), *layers, keras.layers.Dense(n)]
+        )
+        for n in (3, 6)
+    )
+    options = {"dataset": "tags", "validation_split": None, "max_shift": 0}
+    result = run(model=tagger, learning_rate=0.1, epochs=8, **options)
+    assert result.history["accuracy"][-1] > 0.95
+    with pytest.raises(ValueError, match="text_streams.*Received: model='sequential"):
+        run("other", model=other, **options)
 
 
 @pytest.mark.slow
