@@ -1,6 +1,7 @@
 """Stochastic gradient descent whose last weights are averaged."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from ..layers.ops.arguments import integer
@@ -62,6 +63,7 @@ class AveragedSGD(keras.optimizers.SGD):
             )
         super().__init__(learning_rate, momentum, nesterov, use_ema=True, **kwargs)
         self.start = None if start is None else integer("start", start)
+        self._monitored = []  # v_1, v_2, ... of a `NonMonotonicTrigger`.
         with keras.name_scope(self.name):
             # T; -1: averaging has not started.
             self._start = keras.Variable(
@@ -105,6 +107,17 @@ class AveragedSGD(keras.optimizers.SGD):
                 # On JAX no two variables may share a buffer, which steps give away.
                 mean.assign(ops.copy(mean))
 
+    def save_own_variables(self, store):
+        """Saves what a `NonMonotonicTrigger` has seen, too."""
+        super().save_own_variables(store)
+        store["monitored"] = np.array(self._monitored, "float64")
+
+    def load_own_variables(self, store):
+        """Loads what `save_own_variables` saves."""
+        names = [name for name in store.keys() if name != "monitored"]
+        super().load_own_variables({name: store[name] for name in names})
+        self._monitored = [float(v) for v in store["monitored"]]
+
     def get_config(self):
         """Returns the constructor's arguments."""
         config = super().get_config()
@@ -123,6 +136,10 @@ class NonMonotonicTrigger(keras.callbacks.Callback):
 
     so not before epoch n + 2: no epoch of the last n was better than all before. To
     evaluate with the mean, put `keras.callbacks.SwapEMAWeights` in front of it.
+
+    The figures are part of the optimizer's state: a later `fit` with it goes on with
+    them, and so does one that is resumed, with `keras.callbacks.BackupAndRestore` after
+    this callback or by `kzoo.zoo.train`.
 
     Reference: Merity, Keskar, Socher, "Regularizing and Optimizing LSTM Language
     Models", 2017. https://arxiv.org/abs/1708.02182
@@ -153,7 +170,6 @@ class NonMonotonicTrigger(keras.callbacks.Callback):
         super().__init__()
         self.patience = integer("patience", patience, least=0)
         self.monitor = monitor
-        self._seen = []
 
     def _optimizer(self):
         optimizer = self.model.optimizer
@@ -166,9 +182,8 @@ class NonMonotonicTrigger(keras.callbacks.Callback):
         return optimizer
 
     def on_train_begin(self, logs=None):
-        """Requires the optimizer, and begins anew."""
+        """Requires the optimizer."""
         self._optimizer()
-        self._seen = []
 
     def on_epoch_end(self, epoch, logs=None):
         """Compares the figure."""
@@ -177,8 +192,9 @@ class NonMonotonicTrigger(keras.callbacks.Callback):
                 f"expected `monitor` to be one of {sorted(logs or {})}. "
                 f"Received: monitor={self.monitor!r}"
             )
-        now = logs[self.monitor]
-        before = self._seen[: max(len(self._seen) - self.patience, 0)]
+        optimizer, now = self._optimizer(), float(logs[self.monitor])
+        seen = optimizer._monitored
+        before = seen[: max(len(seen) - self.patience, 0)]
         if before and now > min(before):
-            self._optimizer().start_averaging()
-        self._seen.append(now)
+            optimizer.start_averaging()
+        seen.append(now)

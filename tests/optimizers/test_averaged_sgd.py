@@ -129,6 +129,49 @@ def test_in_fit_the_mean_is_evaluated_and_stays():
         assert np.isfinite(variable.numpy()).all()
 
 
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_resumed_fit_goes_on_with_what_was_seen(tmp_path, scaled):
+    """The loss of the third epoch is compared with that of the first one."""
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    figures = [2.0, 3.0, 2.5, 4.0, 1.0]
+
+    class Given(keras.callbacks.Callback):
+        def __init__(self, stop):
+            super().__init__()
+            self.stop = stop
+
+        def on_epoch_begin(self, epoch, logs=None):
+            if epoch == self.stop:
+                raise KeyboardInterrupt
+
+        def on_epoch_end(self, epoch, logs=None):
+            logs["given"] = figures[epoch]
+
+    def fit(folder, stop=None):
+        model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, "tanh")])
+        model.set_weights([np.ones((3, 1)), np.zeros(1)])
+        optimizer = AveragedSGD(0.5)
+        inner = optimizer
+        if scaled:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer, 8.0)
+        model.compile(optimizer, "mse")
+        callbacks = [
+            Given(stop),
+            NonMonotonicTrigger(1, monitor="given"),
+            keras.callbacks.BackupAndRestore(folder, delete_checkpoint=False),
+        ]
+        model.fit(x, x[:, 0], epochs=5, callbacks=callbacks, verbose=0)
+        assert int(inner._start) == 3  # Updates, of one an epoch.
+        return model.get_weights()
+
+    expected = fit(tmp_path / "whole")
+    for stop in (1, 2):  # With one figure that is needed, and with two.
+        with pytest.raises(KeyboardInterrupt):
+            fit(tmp_path / str(stop), stop)
+        for one, other in zip(fit(tmp_path / str(stop)), expected, strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def test_refuses():
     with pytest.raises(ValueError, match="Received: start=0"):
         AveragedSGD(0.1, start=0)
