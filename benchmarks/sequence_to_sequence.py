@@ -11,14 +11,17 @@ benchmarks/results/sequence_to_sequence.jsonl has the share of them that is righ
 last character, the share of characters that are right after right ones, and what a
 training step of encoder and decoder each needs beside its arguments and results, by the
 compiler's own report, for longer sequences than these. The encoder's has what is
-attended to; the decoder's the attention, the logits and the loss. Lines that are there
-are not run again. The pattern is of a network's name and what it attends to, such as
-"rev_gru_3 slice*".
+attended to; the decoder's the attention, the logits and the loss. Runs that have a line
+with the same settings are not run again. At the end the exact match of reversible
+layers, a mean over seeds, is compared with that of Keras's, with a bar. The pattern is
+of a network's name and what it attends to, such as "rev_gru_3 slice*".
 """
 
 import argparse
 import fnmatch
+import itertools
 import os
+import sys
 import time
 from functools import cache, partial
 from pathlib import Path
@@ -51,6 +54,16 @@ SIZES = {"units": 128, "slice_size": 20, "dropout": 0.1}
 BATCH, EPOCHS, PATIENCE, LEARNING_RATE = 64, 8, 3, 4e-3
 # What memory is measured of.
 ROWS, STEPS, UNITS = 64, 100, 256
+# Which part of its peer's exact match that of a reversible layer is to be, at least.
+BAR = 0.98
+# The settings of the first lines that they do not tell.
+UNTOLD = {
+    "dataset": "camel_case",
+    "dtype": "float32",
+    "jit_compile": True,
+    "most_epochs": 8,
+    "patience": 3,
+}
 
 
 def network(kind, attend_to, **changes):
@@ -145,53 +158,118 @@ def memory(kind, attend_to):
     }
 
 
-def run(kind, attend_to, seed, data):
-    """Trains one network and measures it."""
-    keras.utils.clear_session()
-    keras.utils.set_random_seed(seed)
-    model = network(kind, attend_to)
+def settings(kind, attend_to, seed):
+    """What a line tells of a run before it begins."""
     return {
         "network": kind,
         "attend_to": attend_to,
         "seed": seed,
-        "parameters": model.count_params(),
+        "dataset": "camel_case",
         **SIZES,
         "batch_size": BATCH,
+        "most_epochs": EPOCHS,
+        "patience": PATIENCE,
         "learning_rate": LEARNING_RATE,
+        "memory_of": {"rows": ROWS, "steps": STEPS, "units": UNITS},
+        "backend": keras.backend.backend(),
+        "dtype": keras.config.dtype_policy().name,
+        "jit_compile": True,
+    }
+
+
+def recorded(asked, lines):
+    """The latest line of a run with these settings, or None."""
+    for line in reversed(lines):
+        told = {**UNTOLD, **line}
+        if all(told.get(name) == value for name, value in asked.items()):
+            return line
+    return None
+
+
+def run(asked, data):
+    """Trains one network and measures it."""
+    kind, attend_to, seed = (asked[name] for name in ("network", "attend_to", "seed"))
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = network(kind, attend_to)
+    return {
+        **asked,
+        "parameters": model.count_params(),
         **trained(model, seed, data),
         "exact_match": exact_match(model, data, 1),
         "exact_match_4_beams": exact_match(model, data, 4),
-        "memory_of": {"rows": ROWS, "steps": STEPS, "units": UNITS},
         "bytes": memory(kind, attend_to),
-        "backend": keras.backend.backend(),
+        "peer": peer_of(kind),
+        "bar": BAR if peer_of(kind) else None,
         "command": "python benchmarks/sequence_to_sequence.py",
     }
 
 
+def peer_of(kind):
+    """The network of Keras's layer that a reversible one is compared with, or None."""
+    return kind.split("_")[1] if kind.startswith("rev_") else None
+
+
+def parts_of_peers(lines):
+    """Which part of its peer's exact match each reversible network's is.
+
+    Args:
+        lines: The lines of runs.
+
+    Returns:
+        A dict by network and what it attends to, of those whose peer has lines of the
+        same seeds: their mean over these seeds by the peer's.
+    """
+    runs = {}
+    for line in lines:
+        of_seeds = runs.setdefault((line["network"], line["attend_to"]), {})
+        of_seeds[line["seed"]] = line["exact_match"]
+    found = {}
+    for (kind, attend_to), own in runs.items():
+        peer = runs.get((peer_of(kind), attend_to), {})
+        if seeds := own.keys() & peer.keys():
+            total, other = (sum(x[seed] for seed in seeds) for x in (own, peer))
+            found[kind, attend_to] = total / other
+    return found
+
+
 def main(argv=None):
-    """Runs what matches and is not there yet, and records it."""
+    """Runs what matches and is not there yet, and records it; 1 if a bar is missed."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pattern", nargs="?", default="*")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     arguments = parser.parse_args(argv)
-    done = {(r["network"], r["attend_to"], r["seed"]) for r in results.read(RESULTS)}
-    wanted = [
-        (kind, attend_to, seed)
-        for seed in arguments.seeds
-        for kind in LAYERS
-        for attend_to in ATTEND_TO
+    chosen = [
+        (kind, attend_to)
+        for kind, attend_to in itertools.product(LAYERS, ATTEND_TO)
         if fnmatch.fnmatch(f"{kind} {attend_to}", arguments.pattern)
-        and (kind, attend_to, seed) not in done
     ]
-    data = {split: arrays(split) for split in ("train", "validation", "test")}
-    for kind, attend_to, seed in tqdm(wanted):
-        record = run(kind, attend_to, seed, data)
+    if not chosen:
+        parser.error(f"expected a pattern for one of {[*LAYERS]} and of {ATTEND_TO}")
+    lines = results.read(RESULTS)
+    asked = [settings(*one, seed) for seed in arguments.seeds for one in chosen]
+    asked = [one for one in asked if not recorded(one, lines)]
+    splits = ("train", "validation", "test") if asked else ()
+    data = {split: arrays(split) for split in splits}
+    for one in tqdm(asked, disable=not asked):
+        record = run(one, data)
         results.append(RESULTS, record)
         tqdm.write(
-            f"{kind} {attend_to} {seed}: exact match {record['exact_match']:.3f}, "
-            f"{record['seconds']:.0f} s, {record['bytes']}"
+            f"{record['network']} {record['attend_to']} {record['seed']}: exact match "
+            f"{record['exact_match']:.3f}, {record['seconds']:.0f} s, {record['bytes']}"
         )
+    lines = results.read(RESULTS)
+    every = itertools.product(LAYERS, ATTEND_TO, arguments.seeds)
+    lines = [recorded(settings(*one), lines) for one in every]
+    parts = parts_of_peers(filter(None, lines))
+    missed = 0
+    for kind, attend_to in filter(parts.__contains__, chosen):
+        part = parts[kind, attend_to]
+        missed += part < BAR
+        verdict = "MISSED" if part < BAR else "met"
+        print(f"{kind} {attend_to}: {part:.4f} of its peer's, bar {BAR}  {verdict}")
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -85,7 +85,34 @@ def test_translations_were_measured_with_networks_there_are(monkeypatch):
     assert found >= set(itertools.product(both, module.ATTEND_TO, (0, 1)))
     for run in runs:
         assert run["network"] in module.LAYERS and run["attend_to"] in module.ATTEND_TO
-        assert run.items() >= module.SIZES.items()
+        key = (run["network"], run["attend_to"], run["seed"])
+        asked = {**module.settings(*key), "backend": "jax"}
+        assert module.recorded(asked, runs) is run  # And so it is not run again.
+        for name, other in {"learning_rate": 1.0, "dtype": "", "patience": 4}.items():
+            assert module.recorded({**asked, name: other}, runs) is None
+    # What README says of the bar.
+    parts = module.parts_of_peers(runs)
+    assert parts.keys() == {("rev_gru_3", name) for name in module.ATTEND_TO}
+    missed = {key for key, part in parts.items() if part < module.BAR}
+    assert missed == {("rev_gru_3", "embeddings")}
+
+
+def test_translations_are_compared_over_the_seeds_that_both_have(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    module = script(ROOT / "benchmarks" / "sequence_to_sequence.py")
+    names = ("network", "attend_to", "seed", "exact_match")
+    lines = [
+        ("gru", "states", 0, 0.8),
+        ("gru", "states", 1, 0.4),
+        ("gru", "slice", 0, 0.5),
+        ("rev_gru_3", "states", 0, 0.7),
+        ("rev_gru_3", "states", 1, 0.2),
+        ("rev_gru_3", "states", 2, 0.9),
+        ("rev_lstm_3", "states", 0, 0.9),
+        ("rev_gru_3", "slice", 1, 0.9),
+    ]
+    found = module.parts_of_peers([dict(zip(names, x, strict=True)) for x in lines])
+    assert found == {("rev_gru_3", "states"): pytest.approx(0.9 / 1.2)}
 
 
 def test_kfac_needs_an_eighth_of_the_updates_and_a_third_of_the_seconds(monkeypatch):
