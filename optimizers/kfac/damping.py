@@ -36,6 +36,20 @@ def factored_damping(a, g, damping):
 def damped_inverse(matrix, damping):
     """Inverts a symmetric matrix, no eigenvalue of which is below 0, plus d I.
 
+    Args:
+        matrix: `[..., n, n]`.
+        damping: d, `[...]`; what is less than `damped_root` needs is made that.
+
+    Returns:
+        Tensor of the matrix's shape.
+    """
+    root = damped_root(matrix, damping)
+    return ops.matmul(ops.swapaxes(root, -1, -2), root)
+
+
+def damped_root(matrix, damping):
+    """Returns a root R of that inverse: Rᵀ R (M + d I) = I, with R lower triangular.
+
     If d is less than what rounding may have made of the matrix's smallest eigenvalue,
     which is ε times the largest and so at most ε times the trace, that is added in its
     place: the inverse exists, where Cholesky's decomposition would fail or give NaN.
@@ -53,10 +67,9 @@ def damped_inverse(matrix, damping):
     damping = ops.maximum(damping, least)
     identity = ops.eye(n, dtype=matrix.dtype)
     lower = ops.cholesky(matrix + damping[..., None, None] * identity)
-    root = ops.solve_triangular(
+    return ops.solve_triangular(
         lower, ops.broadcast_to(identity, matrix.shape), lower=True
     )
-    return ops.matmul(ops.swapaxes(root, -1, -2), root)
 
 
 def _mean_diagonal(matrix):

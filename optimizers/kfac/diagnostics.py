@@ -116,7 +116,7 @@ def condition_numbers(factors, damping):
             factor if factor.ndim == 1 else np.linalg.eigvalsh(factor),
             ops.convert_to_numpy(d)[..., None],
         )
-        for (name, factor), d in zip(factors.items(), parts, strict=True)
+        for name, factor, d in zip("AG", (a, g), parts, strict=True)
     }
 
 

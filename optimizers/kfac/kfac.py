@@ -21,7 +21,14 @@ from .objective import Objective
 from .part import Part
 from .state import assign, change_where_due, tensors, where_due
 
-APPROXIMATIONS = ("kronecker", "ekfac", "diagonal")
+# What a block has that has none of that name.
+APPROXIMATIONS = {
+    "kronecker": None,
+    "ekfac": None,
+    "diagonal": None,
+    "lag_one": "kronecker",
+    "lag_one_limit": "kronecker",
+}
 SHARINGS = ("expand", "reduce")
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -102,8 +109,11 @@ class KFAC(keras.optimizers.Optimizer):
             the size of its one output's last axis. (Layers that draw for each row, such
             as Dropout, draw others for each copy.)
         approximation: `"kronecker"`; `"ekfac"`, in which A and G give the basis only,
-            and the curvature along it is measured from single examples' gradients; or
-            `"diagonal"`, of the weights as they are.
+            and the curvature along it is measured from single examples' gradients;
+            `"diagonal"`, of the weights as they are; or for recurrent layers one that
+            knows how neighbouring steps are correlated, `"lag_one"`, which takes their
+            covariance for symmetric, or `"lag_one_limit"`, which takes sequences for
+            endless. (Other layers, and cells in stacks, have `"kronecker"` then.)
         sharing: For layers that are applied at many positions of an example. With
             `"expand"` every position is as an example of its own. `"reduce"` is for
             models that average over positions before the loss: a is averaged over
@@ -185,7 +195,9 @@ class KFAC(keras.optimizers.Optimizer):
         )
         self.subsample = integer("subsample", subsample)
         self.fisher = _one_of("fisher", fisher, KINDS)
-        self.approximation = _one_of("approximation", approximation, APPROXIMATIONS)
+        self.approximation = _one_of(
+            "approximation", approximation, tuple(APPROXIMATIONS)
+        )
         self.sharing = _one_of("sharing", sharing, SHARINGS)
         self.seed = seed
         # What is not for Keras to save, which walks through attributes.
@@ -280,10 +292,13 @@ class KFAC(keras.optimizers.Optimizer):
                 f"{self.model.name}. Received: {[v.path for v in variables]}"
             )
         accumulates = bool(self.gradient_accumulation_steps)
+        instead = APPROXIMATIONS[self.approximation]
         parts, known = [], set()
         for layer in self.model._flatten_layers():
             for block in find_blocks(layer):
-                kind = block.approximations.get(self.approximation)
+                kind = block.approximations.get(
+                    self.approximation, block.approximations.get(instead)
+                )
                 keys = {self._var_key(variable) for variable in block.variables}
                 if kind and keys <= trained and not keys & known:
                     known |= keys

@@ -44,14 +44,11 @@ def tapped(model, parts, zeros, caches):
     """
     with running_cells(model), contextlib.ExitStack() as stack:
         for part, *values in zip(parts, zeros, caches, strict=True):
-            layer = part.block.layer
 
             def tap(inputs, outputs, part=part, values=values):
                 return _tap(part, inputs, outputs, *values)
 
-            # The call as it is now, which may have the tap of another block.
-            call = part.block.tapped_call(layer.call, tap)
-            stack.enter_context(attributes(layer, call=call))
+            stack.enter_context(part.block.tapping(tap))
         yield
 
 

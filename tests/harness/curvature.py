@@ -103,7 +103,7 @@ def observed(model, x, **arguments):
     """The parts of a KFAC that has seen a batch, with a mean squared error."""
     from kzoo.optimizers import KFAC
 
-    optimizer = KFAC(model, fisher="exact", seed=0, **arguments)
+    optimizer = KFAC(model, **{"fisher": "exact", "seed": 0, **arguments})
     model.compile(optimizer, "mse")
     optimizer.build(model.trainable_variables)
     optimizer.observe(keras.tree.map_structure(ops.convert_to_tensor, x))

@@ -114,6 +114,15 @@ class CurvatureBlock:
         """Returns the list of the blocks of a layer; of none if it has no such form."""
         return [cls(layer)]
 
+    def tapping(self, tap):
+        """Returns a context in which the layer's calls have a tap.
+
+        Args:
+            tap: As of `tapped_call`.
+        """
+        # The call as it is now, which may have the tap of another block.
+        return attributes(self.layer, call=self.tapped_call(self.layer.call, tap))
+
     def tapped_call(self, call, tap):
         """Returns the layer's call with a tap in it.
 

@@ -23,8 +23,17 @@ KEPT = {
         "compiled_and_resumed",
         "forgotten",
     ),
-    "blocks": ("test_base", "first", "groups", "[lstm]", "[gru]", "[batch]"),
-    "approximations": ("diagonal_of_the_exact", "masked"),
+    "blocks": (
+        "test_base",
+        "first",
+        "groups",
+        "[lstm]",
+        "[gru]",
+        "[gru-True]",
+        "lags_change",
+        "[batch]",
+    ),
+    "approximations": ("diagonal_of_the_exact", "masked", "sum_of_all", "gamma"),
 }
 
 

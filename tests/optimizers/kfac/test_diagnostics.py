@@ -86,3 +86,10 @@ def test_it_finds_a_kfac_inside_of_another_optimizer_and_refuses_others():
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="compiled with KFAC. Received"):
         model.fit(x, y, callbacks=[callback], verbose=0)
+
+
+def test_factors_of_neighbouring_steps_are_not_divided_by():
+    factors = {"A": np.diag([1.0, 3.0]), "G": np.diag([2.0, 2.0])}
+    conditions = condition_numbers(factors, 0.5)
+    more = {"T": 4.0, "A_next": 9 * np.ones((2, 2)), "G_next": np.ones((2, 2))}
+    assert condition_numbers({**factors, **more}, 0.5) == conditions
