@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from harness.training import QUICK
 from kzoo.optimizers import KFAC
 from kzoo.optimizers.kfac.blocks.base import find_blocks
 
@@ -94,3 +95,42 @@ def test_before_a_sum_over_positions_the_curvature_is_that_of_all():
     tail = [L.Lambda(lambda s: ops.sum(s, axis=1))]
     found = factors_of(L.Conv1D(4, 3), x, tail)
     np.testing.assert_allclose(found["G"][0], 4 * np.eye(4) / 2, atol=1e-5)
+
+
+@pytest.mark.tensorflow  # Without damping float32 is not enough.
+def test_undamped_steps_do_not_depend_on_the_coordinates_of_channels():
+    # Of the inputs, at each place, and of what goes through a fixed map to another
+    # convolution.
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(20, 5, 5, 2)), rng.normal(size=(20, 2, 2, 2))
+    b, c, m = rng.normal(size=(2, 2)), rng.normal(size=2), rng.normal(size=(3, 3))
+    fixed = L.Dense(3, trainable=False, dtype="float64")
+    model = keras.Sequential(
+        [
+            keras.Input((5, 5, 2), dtype="float64"),
+            L.Conv2D(3, 2, activation="tanh", dtype="float64"),
+            fixed,
+            L.Conv2D(2, 2, strides=2, dtype="float64"),
+        ]
+    )
+    weights = [rng.normal(size=w.shape) for w in model.get_weights()]
+    outputs = []
+    for changed in (False, True):
+        kernel, bias, of_fixed, d, *of_last = weights
+        given, of_fixed, d = x, np.eye(3), 0 * d
+        if changed:
+            given, kernel = x @ b + c, np.linalg.solve(b, kernel)
+            bias = bias - np.einsum("i,xyio->o", c, kernel)
+            of_fixed, d = m, c[0] * m[0]
+            of_last[0] = np.linalg.solve(m, of_last[0])
+            of_last[1] = of_last[1] - np.einsum("i,xyio->o", d, of_last[0])
+        model.set_weights([kernel, bias, of_fixed, d, *of_last])
+        start = ops.convert_to_numpy(model(given))
+        arguments = {"damping": 1e-13, "momentum": 0.0, "seed": 0}
+        model.compile(KFAC(model, 0.1, **arguments), "mse", **QUICK)
+        model.train_on_batch(given, y)
+        outputs.append((start, ops.convert_to_numpy(model(given))))
+    (start, end), (other_start, other_end) = outputs
+    np.testing.assert_allclose(start, other_start, rtol=1e-9, atol=1e-9)
+    assert np.abs(end - start).max() > 0.01
+    np.testing.assert_allclose(end, other_end, rtol=1e-4, atol=1e-5)
