@@ -330,8 +330,16 @@ def _of_axes(weights, terms):
     return ops.reshape(weights, (*ops.shape(weights), *(1,) * extra))
 
 
-def terms_of(model):
-    """Returns a term for each of a compiled model's outputs, None for those without."""
+def terms_of(model, outputs):
+    """Returns pairs of an output's number and a term, for each loss of a model.
+
+    Which loss is whose is as Keras has it: one is for all outputs, those of a list for
+    one each, those of a dictionary for the outputs with these keys or names.
+
+    Args:
+        model: A compiled model.
+        outputs: Its outputs, whose numbers are those of `keras.tree.flatten`.
+    """
     losses = model.loss
     if losses is None:
         raise ValueError(
@@ -339,19 +347,100 @@ def terms_of(model):
             f"is read. Received: loss=None of {model.name}"
         )
     weights = model._compile_loss._user_loss_weights
-    if isinstance(losses, dict):
-        names = getattr(model, "output_names", None) or list(losses)
-        losses = [losses.get(name) for name in names]
-        if isinstance(weights, dict):
-            weights = [weights.get(name) for name in names]
-    if not isinstance(losses, (list, tuple)):
-        losses = [losses]
-    if not isinstance(weights, (list, tuple)):
-        weights = [weights] * len(losses)
-    return [
+    if not isinstance(outputs, dict):
+        losses, weights = (_by_name(model, given) for given in (losses, weights))
+    flat = keras.tree.flatten(losses)
+    weights = [None] * len(flat) if weights is None else keras.tree.flatten(weights)
+    if len(weights) != len(flat):
+        raise ValueError(
+            "expected a weight for each loss. Received: "
+            f"loss_weights={model._compile_loss._user_loss_weights} of loss={losses}"
+        )
+    terms = [
         None if loss is None else Term(loss, weight)
-        for loss, weight in zip(losses, weights, strict=True)
+        for loss, weight in zip(flat, weights, strict=True)
     ]
+    numbers = range(len(keras.tree.flatten(outputs)))
+    return list(
+        _pairs(
+            keras.tree.pack_sequence_as(losses, terms),
+            keras.tree.pack_sequence_as(outputs, list(numbers)),
+        )
+    )
+
+
+def _pairs(terms, numbers):
+    """Yields the pairs of nested terms and numbers of outputs."""
+    flat = keras.tree.flatten(numbers)
+    if terms is None:
+        return
+    if isinstance(terms, Term):
+        yield from ((number, terms) for number in flat)
+    elif isinstance(terms, dict):
+        for key, term in terms.items():
+            if not isinstance(numbers, dict) or key not in numbers:
+                raise ValueError(
+                    "expected losses with the keys of the model's outputs. Received: "
+                    f"{key!r} of {list(terms)}"
+                )
+            yield from _pairs(term, numbers[key])
+    elif len(terms) == len(flat) and not any(map(keras.tree.is_nested, terms)):
+        for number, term in zip(flat, terms, strict=True):
+            yield from _pairs(term, number)
+    elif isinstance(numbers, type(terms)) and len(terms) == len(numbers):
+        for part, term in zip(numbers, terms, strict=True):
+            yield from _pairs(term, part)
+    else:
+        raise ValueError(
+            f"expected one loss for each output. Received: {len(terms)} losses for "
+            f"{len(flat)} outputs"
+        )
+
+
+def of_each_output(model, outputs, given, numbers):
+    """Returns the list of what is given for the outputs, with None for others.
+
+    Args:
+        model: A compiled model.
+        outputs: Its outputs.
+        given: Labels or sample weights: like the outputs, by their names, a list of
+            those of outputs with a loss, or None.
+        numbers: Of the outputs that have a loss.
+    """
+    count = len(keras.tree.flatten(outputs))
+    if given is None:
+        return [None] * count
+    if isinstance(outputs, dict) and isinstance(given, dict):
+        given = {key: given.get(key) for key in outputs}
+    elif isinstance(given, dict) and set(given) == set(_names(model)):
+        given = _by_name(model, given)
+    given, numbers = keras.tree.flatten(given), sorted(set(numbers))
+    if len(given) == count:
+        return given
+    if len(given) != len(numbers):
+        raise ValueError(
+            f"expected labels and weights of {len(numbers)} outputs of {model.name}. "
+            f"Received: {len(given)}"
+        )
+    found = dict(zip(numbers, given, strict=True))
+    return [found.get(number) for number in range(count)]
+
+
+def _by_name(model, given):
+    """Returns the list of a dictionary's values, in the order of a model's outputs."""
+    if not isinstance(given, dict):
+        return given
+    names = _names(model)
+    if set(names) != set(given):
+        raise ValueError(
+            f"expected the names of the outputs of {model.name}, {names}. Received: "
+            f"{list(given)}"
+        )
+    return [given[name] for name in names]
+
+
+def _names(model):
+    return getattr(model, "output_names", None) or []
 
 
 def _wide(outputs):

@@ -106,8 +106,8 @@ class KFAC(keras.optimizers.Optimizer):
         fisher: `"sampled"` draws labels from the model. `"empirical"` takes the true
             ones, which is another matrix, and not a curvature. `"exact"` takes all
             labels there may be: it runs C copies of the batch through the model, with C
-            the size of its one output's last axis. (Layers that draw for each row, such
-            as Dropout, draw others for each copy.)
+            the size of its output's last axis (of several outputs, their sum). (Layers
+            that draw for each row, such as Dropout, draw others for each copy.)
         approximation: `"kronecker"`; `"ekfac"`, in which A and G give the basis only,
             and the curvature along it is measured from single examples' gradients;
             `"diagonal"`, of the weights as they are; or for recurrent layers one that

@@ -2,10 +2,11 @@
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask, set_keras_mask
 
 from ...layers.ops.gradient import gradients
 from ...layers.ops.random import nth_seed
-from .fisher import terms_of
+from .fisher import of_each_output, terms_of
 from .state import tensors
 from .taps import SCALE, tapped
 
@@ -44,7 +45,6 @@ def measured(model, parts, kind, batch, seed, fraction=1.0):
     caches = [tensors(part.caches) for part in with_block]
     trainable = {id(v): ops.convert_to_tensor(v) for v in model.trainable_variables}
     other = tensors(model.non_trainable_variables)
-    terms = terms_of(model)
     if kind == "exact":
         x = _copies(model, x)
     arguments = {"training": True} if model._call_has_training_arg else {}
@@ -58,7 +58,7 @@ def measured(model, parts, kind, batch, seed, fraction=1.0):
             outputs, _ = model.stateless_call(
                 list(weights.values()), other, x, **arguments
             )
-        return SCALE * _f(terms, kind, outputs, y, sample_weight, seed, fraction)
+        return SCALE * _f(model, kind, outputs, y, sample_weight, seed, fraction)
 
     values = [tensor for tensors in zeros for tensor in tensors]
     values += [trainable[id(variable)] for variable in without]
@@ -73,43 +73,56 @@ def measured(model, parts, kind, batch, seed, fraction=1.0):
     return factors
 
 
-def of_outputs(terms, outputs, sample_weight):
-    """Returns triples of each term, its output and its sample weights.
+def of_losses(model, outputs, *given):
+    """Returns for each of a model's losses its term, its output, and what is given.
 
     Args:
-        terms: What `terms_of` returns.
-        outputs: The model's.
-        sample_weight: Of all outputs, of each one, or None.
+        model: A compiled model.
+        outputs: Its outputs.
+        *given: Labels or sample weights. The latter may be one tensor for all outputs.
     """
-    outputs = keras.tree.flatten(outputs)
-    weights = keras.tree.flatten(sample_weight)
-    if len(weights) != len(outputs):
-        weights = weights * len(outputs)
-    return list(zip(terms, outputs, weights, strict=True))
+    flat, pairs = keras.tree.flatten(outputs), terms_of(model, outputs)
+    numbers = [number for number, _ in pairs]
+    given = [of_each_output(model, outputs, each, numbers) for each in given]
+    return [(term, *(each[i] for each in (flat, *given))) for i, term in pairs]
 
 
-def _f(terms, kind, outputs, y, sample_weight, seed, fraction):
-    """Returns f of all outputs."""
-    found = of_outputs(terms, outputs, sample_weight)
-    labels = keras.tree.flatten(y) if y is not None else [None] * len(found)
-    total = 0.0
-    for i, (term, output, weight) in enumerate(found):
-        if term is not None:
-            of_term = nth_seed(seed, i)
-            total = total + term.f(kind, output, labels[i], weight, of_term, fraction)
+def for_all(outputs, sample_weight):
+    """Returns sample weights of each output, as which one tensor may stand for all."""
+    if sample_weight is None or keras.tree.is_nested(sample_weight):
+        return sample_weight
+    return [sample_weight] * len(keras.tree.flatten(outputs))
+
+
+def _f(model, kind, outputs, y, sample_weight, seed, fraction):
+    """Returns f of all losses."""
+    y = y if kind == "empirical" else None
+    found = of_losses(model, outputs, y, for_all(outputs, sample_weight))
+    total, start = 0.0, 0
+    sizes = [output.shape[-1] for _, output, _, _ in found]
+    for i, (term, output, labels, weight) in enumerate(found):
+        if kind == "exact":
+            output = _part(output, start, sizes[i], sum(sizes))
+            start += sizes[i]
+        of_term = nth_seed(seed, i)
+        total = total + term.f(kind, output, labels, weight, of_term, fraction)
     return total
 
 
+def _part(output, start, size, count):
+    """Returns some of an output's copies, with their mask."""
+    n = ops.shape(output)[0] // count
+    mask, output = get_keras_mask(output), output[start * n : (start + size) * n]
+    if mask is not None:
+        set_keras_mask(output, mask[start * n : (start + size) * n])
+    return output
+
+
 def _copies(model, x):
-    """Returns a batch C times, with C the size of the last axis of the output."""
+    """Returns a batch C times, with C the sum of the last axes of what has a loss."""
     spec = keras.tree.map_structure(lambda t: keras.KerasTensor(t.shape, t.dtype), x)
-    outputs = keras.tree.flatten(model.compute_output_spec(spec))
-    if len(outputs) != 1:
-        raise ValueError(
-            'fisher="exact" expects a model with one output. Received: '
-            f"{model.name}, with {len(outputs)}"
-        )
-    size = outputs[0].shape[-1]
+    outputs = model.compute_output_spec(spec)
+    size = sum(output.shape[-1] for _, output in of_losses(model, outputs))
     return keras.tree.map_structure(
         lambda t: ops.tile(t, (size, *(1,) * (len(t.shape) - 1))), x
     )

@@ -4,8 +4,7 @@ import keras
 from keras import ops
 
 from ...layers.ops.gradient import jacobian_products
-from .fisher import terms_of
-from .measuring import every, of_outputs
+from .measuring import every, for_all, of_losses
 from .taps import running_cells
 
 
@@ -78,17 +77,16 @@ class Objective:
         (x, sample_weight), fraction = every(
             (self._batch[0], self._batch[2]), subsample
         )
-        terms = terms_of(self._model)
 
         def r(*values):
             weights = self._with(variables, values)
             outputs, _ = self._model.stateless_call(
                 weights, self._other, x, **self._arguments
             )
+            weights = for_all(outputs, sample_weight)
             found = [
                 ops.reshape(term.roots(output, weight, fraction), (-1,))
-                for term, output, weight in of_outputs(terms, outputs, sample_weight)
-                if term is not None
+                for term, output, weight in of_losses(self._model, outputs, weights)
             ]
             return ops.concatenate(found)
 
