@@ -10,14 +10,14 @@ from .fast_weights import ScaledSchedule, with_fast_weights
 from .kfac.adaptation import Adaptation
 from .kfac.blocks.base import CurvatureBlock, register_curvature_block
 from .kfac.diagnostics import KFACDiagnostics
-from .kfac.fisher import (
+from .kfac.kfac import KFAC
+from .kfac.likelihoods import (
     Bernoulli,
     Categorical,
     Gaussian,
     Likelihood,
     register_likelihood,
 )
-from .kfac.kfac import KFAC
 from .lookahead.lookahead import Lookahead
 from .lookahead.slow_weights import SwapSlowWeights
 from .step_decay import StepDecay

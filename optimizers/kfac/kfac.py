@@ -15,11 +15,11 @@ from .adaptation import checked, lowest
 from .approximations.diagonal import DiagonalOfSum
 from .attachment import build, observe_batches
 from .blocks.base import find_blocks
-from .fisher import KINDS
 from .measuring import every, measured
 from .objective import Objective
 from .part import Part
 from .state import assign, change_where_due, tensors, where_due
+from .terms import KINDS
 
 # What a block has that has none of that name.
 APPROXIMATIONS = {

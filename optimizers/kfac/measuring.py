@@ -6,9 +6,9 @@ from keras.src.backend import get_keras_mask, set_keras_mask
 
 from ...layers.ops.gradient import gradients
 from ...layers.ops.random import nth_seed
-from .fisher import of_each_output, terms_of
 from .state import tensors
 from .taps import SCALE, tapped
+from .terms import of_each_output, terms_of
 
 
 def every(batch, k):

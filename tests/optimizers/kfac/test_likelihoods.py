@@ -3,8 +3,15 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kzoo.optimizers import KFAC, Likelihood, register_likelihood
-from kzoo.optimizers.kfac.fisher import Bernoulli, Categorical, Gaussian, Term
+from kzoo.optimizers import (
+    KFAC,
+    Bernoulli,
+    Categorical,
+    Gaussian,
+    Likelihood,
+    register_likelihood,
+)
+from kzoo.optimizers.kfac.terms import Term
 
 N = 40000
 
