@@ -50,26 +50,37 @@ def damped_inverse(matrix, damping):
 def damped_root(matrix, damping):
     """Returns a root R of that inverse: Rᵀ R (M + d I) = I, with R lower triangular.
 
-    If d is less than what rounding may have made of the matrix's smallest eigenvalue,
-    which is ε times the largest and so at most ε times the trace, that is added in its
-    place: the inverse exists, where Cholesky's decomposition would fail or give NaN.
+    If d is less than what rounding may make of the matrix's smallest eigenvalue, about
+    ε √n times the trace, that is added in its place: with less Cholesky's decomposition
+    may fail (measured to n = 2048: from 2 ε tr at n = 256 to 4 ε tr).
 
     Args:
         matrix: `[..., n, n]`.
         damping: d, `[...]`.
 
     Returns:
-        Tensor of the matrix's shape.
+        Tensor of the matrix's shape, not finite if the matrix is not, or fails still.
     """
     n = matrix.shape[-1]
     epsilon = _EPSILON[keras.backend.standardize_dtype(matrix.dtype)]
-    least = epsilon * n * _mean_diagonal(matrix)
+    least = epsilon * n**1.5 * _mean_diagonal(matrix)
     damping = ops.maximum(damping, least)
     identity = ops.eye(n, dtype=matrix.dtype)
-    lower = ops.cholesky(matrix + damping[..., None, None] * identity)
+    lower = _cholesky(matrix + damping[..., None, None] * identity)
     return ops.solve_triangular(
         lower, ops.broadcast_to(identity, matrix.shape), lower=True
     )
+
+
+def _cholesky(matrix):
+    """The decomposition, not finite where there is none: `ops.cholesky` raises."""
+    if keras.backend.backend() == "jax":
+        import jax
+
+        return jax.numpy.linalg.cholesky(matrix)
+    import tensorflow as tf
+
+    return tf.linalg.cholesky(matrix)
 
 
 def _mean_diagonal(matrix):

@@ -22,7 +22,8 @@ class KFACDiagnostics(keras.callbacks.Callback):
       the loss changed more or less than its quadratic model; of an optimizer with an
       `Adaptation` that has them. ρ is 0 until there is one.
     - `kfac/update_norm`: the length of the last update of all weights.
-    - `kfac/skipped_updates`: batches whose factors were not finite, till now.
+    - `kfac/skipped_updates`: batches whose factors were not finite, till now, and
+      `kfac/skipped_inverses`: blocks whose inverses were not.
     - with `factors`, for each block of weights, by the path of the first of them:
       `kfac/PATH/update_norm`, and the condition number of what divides its gradients,
       `kfac/PATH/condition_A` and `condition_G` of Kronecker factors (of groups the
@@ -83,6 +84,7 @@ class KFACDiagnostics(keras.callbacks.Callback):
         if optimizer.ratio is not None:
             found["ratio"] = optimizer.ratio
         found["skipped_updates"] = optimizer.skipped_updates
+        found["skipped_inverses"] = optimizer.skipped_inverses
         norms = {}
         for path, updates in optimizer.last_updates.items():
             norms[path] = sum(float(ops.sum(ops.square(m))) for m in updates)

@@ -18,7 +18,7 @@ from .blocks.base import find_blocks
 from .measuring import every, measured
 from .objective import Objective
 from .part import Part
-from .state import assign, change_where_due, tensors, where_due
+from .state import all_finite, assign, change_where_due, tensors, where_due
 from .terms import KINDS
 
 # What a block has that has none of that name.
@@ -84,7 +84,8 @@ class KFAC(keras.optimizers.Optimizer):
     ℓ2 regularizers are part of the loss; `weight_decay` is apart from it and from the
     curvature, W ← W - η (weight decay) W. Polyak's average is Keras's `use_ema=True`.
     Factors with numbers that are not finite are left out, and counted in
-    `skipped_updates`. Factors and inverses are in float32 whatever the dtype policy.
+    `skipped_updates`; where an inverse is not finite the one before stays, which
+    `skipped_inverses` counts. Both are in float32 whatever the dtype policy.
 
     Reference: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored
     Approximate Curvature", 2015. https://arxiv.org/abs/1503.05671
@@ -211,6 +212,7 @@ class KFAC(keras.optimizers.Optimizer):
         self._track_variable(self._hidden.seeds.state)
         self._updates = self._add_state("factor_updates", (), "int32")
         self._skipped = self._add_state("skipped_updates", (), "int32")
+        self._failed = self._add_state("skipped_inverses", (), "int32")
         self._summed = self._add_state("summed_batches", (), "int32")
         self._curvature = []
         if model is not None:
@@ -421,7 +423,7 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _add_batch(self, batch, count, skipped, *old):
         """Returns the counts and factors after a batch."""
-        finite = ops.all(ops.stack([ops.all(ops.isfinite(b)) for b in batch]))
+        finite = all_finite(batch)
         count_now = count + ops.cast(finite, count.dtype)
         if self.gradient_accumulation_steps:
             new = [o + b for o, b in zip(old, batch, strict=True)]
@@ -460,14 +462,22 @@ class KFAC(keras.optimizers.Optimizer):
         damping = self.inverse_damping
 
         def refreshed():
-            new = (part.of_refresh(*part.refreshed(damping)) for part in parts)
-            return [t for changed in new for t in changed]
+            failed, found = ops.convert_to_tensor(self._failed), []
+            for part in parts:
+                old = tensors(part.of_refresh(part.factors, part.caches))
+                new = part.of_refresh(*part.refreshed(damping))
+                finite = all_finite(new)
+                failed = failed + 1 - ops.cast(finite, failed.dtype)
+                found += [
+                    ops.where(finite, n, o) for n, o in zip(new, old, strict=True)
+                ]
+            return [failed, *found]
 
         due = self._due(self.inverse_update_period, first=3)
         due = due if also is False else ops.logical_or(due, also)
         state = [v for p in parts for v in p.of_refresh(p.factors, p.caches)]
         if state:
-            change_where_due(due, state, refreshed)
+            change_where_due(due, [self._failed, *state], refreshed)
 
     def _due(self, period, first=0):
         """Whether something is due that comes after so many updates; True if always."""
@@ -663,6 +673,11 @@ class KFAC(keras.optimizers.Optimizer):
     def skipped_updates(self):
         """How many batches were left out whose factors were not finite."""
         return int(self._skipped.numpy())
+
+    @property
+    def skipped_inverses(self):
+        """How often what is made of a block's factors was not finite, and not taken."""
+        return int(self._failed.numpy())
 
     def get_config(self):
         """Returns the constructor's arguments but the model, and the state's layout."""

@@ -15,6 +15,12 @@ def assign(variables, values):
         variable.assign(value)
 
 
+def all_finite(values):
+    """Whether all numbers of a list of tensors are finite."""
+    found = [ops.all(ops.isfinite(value)) for value in values]
+    return ops.all(ops.stack(found)) if found else ops.convert_to_tensor(True)
+
+
 def where_due(due, new, old):
     """Returns `new()` if `due` is true, else `old`."""
     if keras.backend.backend() == "jax":

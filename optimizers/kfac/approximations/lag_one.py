@@ -76,7 +76,7 @@ class LagOne(Kronecker):
     def chain(self, root, link):
         """Returns B and ψ, of R with Rᵀ R = C⁻¹ and the neighbours' moments."""
         links = within(root, 0.5 * (link + ops.transpose(link)))
-        psi, turn = ops.eigh(links)
+        psi, turn = eigenvectors(links)
         return [ops.matmul(ops.transpose(root), turn), psi]
 
     def precondition(self, gradient, factors, caches, damping):
@@ -105,6 +105,11 @@ def gamma(x, length):
     rest = ops.where(negative, 2 - rest, rest)
     below = length * (1 - x) * (1 + x) - 2 * x * rest
     return length * ops.square(1 - x) / below
+
+
+def eigenvectors(x):
+    """The eigenvalues and eigenvectors of x; of what is not finite, those of 0."""
+    return ops.eigh(ops.where(ops.isfinite(x), x, ops.zeros_like(x)))
 
 
 def clipped(x):

@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from .lag_one import LagOne, clipped, within
+from .lag_one import LagOne, clipped, eigenvectors, within
 
 
 class LagOneLimit(LagOne):
@@ -34,7 +34,7 @@ class LagOneLimit(LagOne):
     def chain(self, root, link):
         """Returns B and P, of R with Rᵀ R = C⁻¹ and the neighbours' moments."""
         links = within(root, link)
-        _, turn = ops.eigh(ops.matmul(links, ops.transpose(links)))
+        _, turn = eigenvectors(ops.matmul(links, ops.transpose(links)))
         back = ops.transpose(turn)
         return [ops.matmul(ops.transpose(root), turn), within(back, links)]
 

@@ -3,6 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from harness.backends import compiled
 from kzoo.optimizers.kfac.damping import damped_inverse, factored_damping
 
 
@@ -51,3 +52,22 @@ def test_a_singular_matrix_with_hardly_any_damping_has_an_inverse(n, scale):
     found = ops.convert_to_numpy(damped_inverse(matrix, ops.zeros(()) + 1e-30))
     assert np.isfinite(found).all()
     assert keras.backend.standardize_dtype(found.dtype) == "float32"
+
+
+@pytest.mark.parametrize("n", [4, 256])
+def test_the_least_damping_grows_with_the_root_of_the_size(n):
+    # ε √n tr: XLA's decomposition of singular matrices like the second one may fail
+    # with ε tr.
+    matrix = 3.0 * np.eye(1, n, dtype="float32").T @ np.eye(1, n, dtype="float32")
+    found = damped_inverse(ops.convert_to_tensor(matrix), ops.zeros(()))
+    np.testing.assert_allclose(found[1, 1], 2.0**23 / (3 * n**0.5), rtol=1e-5)
+    rows = np.random.default_rng(0).normal(size=(8, n))
+    matrix = ops.convert_to_tensor((rows.T @ rows / 8).astype("float32"))
+    found = compiled(lambda x: damped_inverse(x, ops.zeros(())))(matrix)
+    assert np.isfinite(found).all()
+
+
+def test_of_what_has_no_inverse_it_is_not_finite():
+    negative = ops.convert_to_tensor(-np.eye(3, dtype="float32"))
+    found = damped_inverse(negative, ops.zeros(()) + 0.1)
+    assert not np.isfinite(found).any()

@@ -285,6 +285,29 @@ def test_factors_that_are_not_finite_are_left_out_and_counted():
     np.testing.assert_allclose(factors(optimizer)[0][0], before[0][0], rtol=1e-5)
 
 
+@pytest.mark.parametrize("approximation", ["kronecker", "lag_one"])
+def test_where_an_inverse_is_not_finite_the_one_before_stays(approximation):
+    recurrent = keras.layers.SimpleRNN(3)
+    model = keras.Sequential([keras.Input((2, 3)), recurrent, keras.layers.Dense(2)])
+    optimizer = observed(
+        model, inputs(10).reshape(5, 2, 3), approximation=approximation
+    )
+    first, second = optimizer._hidden.parts
+    optimizer._refresh()
+    before = [[c.numpy() for c in part.caches] for part in (first, second)]
+    factor = first.factors[1].numpy()
+    first.factors[1].assign(-factor)
+    second.factors[1].assign(2 * second.factors[1].numpy())
+    optimizer._refresh()
+    assert optimizer.skipped_inverses == 1
+    np.testing.assert_equal([c.numpy() for c in first.caches], before[0])
+    assert not np.allclose(second.caches[-1].numpy(), before[1][-1])
+    first.factors[1].assign(2 * factor)
+    optimizer._refresh()
+    assert optimizer.skipped_inverses == 1
+    assert not np.allclose(first.caches[-2].numpy(), before[0][-2])
+
+
 def test_over_accumulated_batches_factors_are_averaged():
     batches, y = [inputs(4, seed=seed) for seed in range(5)], labels(4, "gaussian")
     each = [factors(observed(network(), x)) for x in batches]
