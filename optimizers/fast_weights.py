@@ -6,6 +6,7 @@ import keras
 
 from ..layers.batch_ensemble.base import fast_weights
 from ..layers.ops.arguments import positive
+from .kfac.kfac import KFAC
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -90,6 +91,7 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
     Args:
         optimizer: A Keras optimizer with a learning rate or schedule of its own. Put
             wrappers around the result: `Lookahead(with_fast_weights(Adam(), model))`.
+            (A copy of a `KFAC` is attached to the model too.)
         model: A built model with BatchEnsemble layers. It is recognised by the names
             of its layers.
         multiplier: What the learning rate of fast weights is multiplied by, above 0.
@@ -109,8 +111,8 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
     Raises:
         ValueError: If the multiplier is not above 0, the model has no fast weights, or
             others of its weights have the names of some and of their layers; if the
-            optimizer is none of Keras's, wraps others, or its learning rate is a
-            function.
+            optimizer is none of Keras's, wraps others, its learning rate is a function,
+            or it is a `KFAC` with an `Adaptation`.
 
     Example:
 
@@ -148,6 +150,11 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
             "expected an optimizer with its own update rule: put what wraps it around "
             f"the result. Received: optimizer={type(optimizer).__name__}"
         )
+    if getattr(optimizer, "adaptation", None):
+        raise ValueError(
+            "expected a KFAC with a learning rate, of which the fast weights' is a "
+            f"multiple. Received: adaptation={optimizer.adaptation!r}"
+        )
     config = {**optimizer.get_config(), "name": f"{optimizer.name}_of_fast_weights"}
     rate, schedules = config["learning_rate"], keras.optimizers.schedules
     if callable(optimizer._learning_rate) and not isinstance(
@@ -164,12 +171,15 @@ def with_fast_weights(optimizer, model, multiplier=0.5):
         config["learning_rate"] = multiplier * rate
     if config.get("weight_decay") is not None:
         config["weight_decay"] = 0.0
+    if isinstance(optimizer, KFAC):
+        config["layout"] = None  # Of the curvature of all weights.
+    copy = type(optimizer).from_config(config)
+    if isinstance(optimizer, KFAC):
+        copy.attach(model)
     # One key, for a key is an optimizer when it is loaded.
     key = f"(?:.*/)?(?:{'|'.join(map(re.escape, names))})"
     return _WithFastWeights(
-        keras.optimizers.OptimizerMap(
-            optimizer, {key: type(optimizer).from_config(config)}
-        ),
+        keras.optimizers.OptimizerMap(optimizer, {key: copy}),
         multiplier,
         loss_scale_factor=optimizer.loss_scale_factor,
     )

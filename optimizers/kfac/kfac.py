@@ -241,22 +241,25 @@ class KFAC(keras.optimizers.Optimizer):
         """Ties a model that has been loaded to its optimizer, with all its factors.
 
         Args:
-            model: A compiled model whose optimizer is a KFAC, or has one inside.
+            model: A compiled model whose optimizer is a KFAC, or has some inside, as
+                that of `with_fast_weights` has two.
 
         Returns:
-            That KFAC.
+            That KFAC; of several, the last one.
 
         Raises:
             ValueError: If there is none, or it was saved with another model.
         """
-        optimizer = getattr(model, "optimizer", None)
+        optimizer, found = getattr(model, "optimizer", None), None
         for part in nested(optimizer) if optimizer is not None else ():
             if isinstance(part, cls):
-                return part.attach(model)
-        raise ValueError(
-            f"expected a model that is compiled with {cls.__name__}. Received: "
-            f"optimizer={optimizer!r}"
-        )
+                found = part.attach(model)
+        if found is None:
+            raise ValueError(
+                f"expected a model that is compiled with {cls.__name__}. Received: "
+                f"optimizer={optimizer!r}"
+            )
+        return found
 
     @property
     def model(self):

@@ -10,7 +10,13 @@ from kzoo.layers import (
     DenseBatchEnsemble,
     LSTMBatchEnsemble,
 )
-from kzoo.optimizers import Lookahead, ScaledSchedule, with_fast_weights
+from kzoo.optimizers import (
+    KFAC,
+    Adaptation,
+    Lookahead,
+    ScaledSchedule,
+    with_fast_weights,
+)
 
 X = np.random.default_rng(0).normal(size=(8, 3, 4)).astype("float32")
 Y = np.random.default_rng(1).normal(size=(8, 2)).astype("float32")
@@ -32,9 +38,9 @@ def network(ensemble_size=2):
     )
 
 
-def moved(optimizer, steps=1):
+def moved(optimizer, steps=1, make=network):
     """How far each weight moves, by its path, and whether it is a fast weight."""
-    model = network()
+    model = make()
     model.compile(optimizer(model), "mse", **QUICK)
     start = [v.numpy() for v in model.trainable_variables]
     for _ in range(steps):
@@ -158,3 +164,46 @@ def test_refusals():
         with_fast_weights("adam", network())
     with pytest.raises(ValueError, match="Received: model=None"):
         with_fast_weights(adam, None)
+
+
+def dense_network():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential(
+        [
+            keras.Input((3, 4)),
+            keras.layers.Flatten(),
+            DenseBatchEnsemble(2, ensemble_size=2, name="dense"),
+            keras.layers.Dense(2, name="plain"),
+        ]
+    )
+
+
+def kfac(model, **arguments):
+    return KFAC(model, fisher="exact", momentum=0.0, seed=0, **arguments)
+
+
+def test_both_copies_of_kfac_have_the_model(tmp_path):
+    whole = moved(kfac, make=dense_network)
+    apart = moved(
+        lambda model: with_fast_weights(kfac(model), model, 0.3), make=dense_network
+    )
+    assert sum(map(is_fast, whole)) == 2
+    for path, step in whole.items():
+        assert np.abs(step).max() > 0
+        factor = 0.3 if is_fast(path) else 1
+        np.testing.assert_allclose(apart[path], factor * step, rtol=1e-3, atol=1e-7)
+    # Loaded, both have it again by one call.
+    model = dense_network()
+    model.compile(with_fast_weights(kfac(model), model), "mse", **QUICK)
+    model.train_on_batch(X, Y)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    assert KFAC.resume(loaded) is loaded.optimizer.optimizers[-1]
+    losses = [[m.train_on_batch(X, Y) for _ in range(2)] for m in (model, loaded)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def test_a_kfac_without_a_learning_rate_is_refused():
+    model = dense_network()
+    with pytest.raises(ValueError, match="KFAC with a learning rate.*Received: adapt"):
+        with_fast_weights(kfac(model, adaptation=Adaptation()), model)
