@@ -21,7 +21,7 @@ class OneHotKronecker(Kronecker):
         super().__init__(shape)
         self.factors = {"A": (n,), "G": (m, m)}
         self.statistics = {**self.factors, "positions": ()}
-        self.caches = {"G_inverse": (m, m)}
+        self.caches = {"A_inverse": (n,), "G_inverse": (m, m)}
         self.size = n
 
     def measure(self, a, g, weights, caches):
@@ -32,17 +32,13 @@ class OneHotKronecker(Kronecker):
         return [counts, square(rows(g)), ops.sum(weights)]
 
     def refresh(self, factors, caches, damping):
-        """Returns the factors and the inverse of G, damped."""
+        """Returns the factors, as they are, and the inverses of them, damped."""
         a, g = factors
-        _, of_g = self._damping(a, g, damping)
-        return factors, [damped_inverse(g, of_g)]
+        # Of A, π sees the mean only.
+        of_a, of_g = factored_damping(ops.mean(a)[None, None], g, damping)
+        return factors, [1 / (a + of_a), damped_inverse(g, of_g)]
 
     def precondition(self, gradient, factors, caches, damping):
         """Returns U, of the gradient ∇W."""
-        a, g = factors
-        of_a, _ = self._damping(a, g, damping)
-        return ops.matmul(gradient / (a + of_a)[:, None], caches[0])
-
-    def _damping(self, a, g, damping):
-        # Of which π sees the mean only.
-        return factored_damping(ops.mean(a)[None, None], g, damping)
+        a_inverse, g_inverse = caches
+        return ops.matmul(a_inverse[:, None] * gradient, g_inverse)

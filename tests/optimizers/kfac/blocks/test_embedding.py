@@ -4,6 +4,7 @@ import pytest
 from keras import ops
 
 from kzoo.optimizers import KFAC
+from kzoo.optimizers.kfac.approximations.one_hot import OneHotKronecker
 
 
 @pytest.mark.parametrize("mask_zero", [False, True])
@@ -45,3 +46,17 @@ def test_a_table_is_a_dense_layer_of_unit_vectors(mask_zero):
         np.testing.assert_allclose(scale * one, other, rtol=1e-5, atol=1e-6)
     if not mask_zero:
         np.testing.assert_allclose(steps[0], steps[1], rtol=1e-4)
+
+
+def test_both_inverses_are_of_the_same_time():
+    approximation = OneHotKronecker((4, 2))
+    a, g = np.array([0.5, 0.25, 0.25, 0.0]), np.array([[2.0, 0.5], [0.5, 1.0]])
+    factors = [ops.convert_to_tensor(f.astype("float32")) for f in (a, g)]
+    _, caches = approximation.refresh(factors, [], 0.04)
+    # π² = (1/4) / (3/2), and λ with it is no part of what comes later.
+    pi = (1 / 6) ** 0.5
+    z = np.random.default_rng(0).normal(size=(4, 2)).astype("float32")
+    later = [ops.zeros_like(f) for f in factors]
+    found = approximation.precondition(ops.convert_to_tensor(z), later, caches, 9.0)
+    expected = z / (a + 0.2 * pi)[:, None] @ np.linalg.inv(g + 0.2 / pi * np.eye(2))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
