@@ -66,7 +66,13 @@ class Likelihood:
 
     Args:
         from_logits: The loss's own argument, or False.
+
+    Attributes:
+        summed_axes: Over how many of the axes before the last the loss sums ℓ, 0 unless
+            a subclass says otherwise; over the others it averages.
     """
+
+    summed_axes = 0
 
     def __init__(self, from_logits=False):
         self.from_logits = from_logits

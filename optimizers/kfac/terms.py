@@ -119,7 +119,8 @@ class Term:
             total = ops.sum(product)
             c = c / ops.where(total == 0, ops.ones_like(total), total)
         else:
-            c = c / ops.cast(ops.prod(ops.convert_to_tensor(terms, "int32")), dtype)
+            averaged = terms[: len(terms) - self.likelihood.summed_axes]
+            c = c / ops.cast(ops.prod(ops.convert_to_tensor(averaged, "int32")), dtype)
             if mask is not None:
                 counted = ops.mean(mask)
                 c = c / ops.where(counted == 0, ops.ones_like(counted), counted)

@@ -5,7 +5,9 @@ import math
 import keras
 from keras import ops
 
+from ...layers.ops import random
 from ...layers.ops.uncertainty import at_least_float32
+from ...optimizers import Likelihood, register_likelihood
 
 
 @keras.saving.register_keras_serializable(package="kzoo")
@@ -103,3 +105,32 @@ class GaussianNegativeLogLikelihood(keras.losses.Loss):
     def get_config(self):
         """Returns the constructor's arguments."""
         return {**super().get_config(), "dtype": self.dtype}
+
+
+@register_likelihood(GaussianNegativeLogLikelihood, gaussian_negative_log_likelihood)
+class MeanAndVarianceLikelihood(Likelihood):
+    """What K-FAC needs of the loss: of μ and σ² the Fisher information is a diagonal,
+
+    E[∇ℓ ∇ℓᵀ] = diag(1 / σ², 1 / (2 σ⁴)).
+    """
+
+    summed_axes = 1  # Over the T targets.
+
+    def loss(self, labels, outputs):
+        """Returns ℓ of each target but for a constant, `[B, T]`."""
+        mean, variance = outputs[..., 0], outputs[..., 1]
+        labels = ops.reshape(ops.cast(labels, outputs.dtype), ops.shape(mean))
+        z = (labels - mean) * ops.rsqrt(variance)
+        return 0.5 * (ops.square(z) + ops.log(variance))
+
+    def draw(self, outputs, seed):
+        """Returns targets drawn from the model, `[B, T]`."""
+        mean, variance = outputs[..., 0], outputs[..., 1]
+        noise = random.normal(ops.shape(mean), seed, outputs.dtype)
+        return mean + ops.sqrt(variance) * noise
+
+    def roots(self, outputs):
+        """Returns functions whose squared gradients sum to the Fisher information."""
+        variance = ops.stop_gradient(outputs[..., 1])
+        of_mean = outputs[..., 0] * ops.rsqrt(variance)
+        return ops.stack([of_mean, outputs[..., 1] / (2**0.5 * variance)], axis=-1)

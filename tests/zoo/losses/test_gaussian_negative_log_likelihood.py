@@ -7,6 +7,7 @@ from scipy import stats
 
 from harness import check_loss
 from kzoo.layers import MeanAndVariance
+from kzoo.optimizers import KFAC
 from kzoo.zoo.losses import (
     GaussianNegativeLogLikelihood,
     gaussian_negative_log_likelihood,
@@ -99,3 +100,58 @@ def test_other_shapes_are_refused(true, predicted):
 def test_contract():
     given = {"reduction": "sum", "name": "nll", "dtype": "float64"}
     check_loss(GaussianNegativeLogLikelihood, given, Y, PREDICTED)
+
+
+def kfac_of(fisher, count):
+    """A model of 2 targets of 3 numbers, `count` times the same, and its KFAC."""
+    layers = [keras.Input((3,)), keras.layers.Dense(4), MeanAndVariance()]
+    model = keras.Sequential(layers)
+    rng = np.random.default_rng(0)
+    model.set_weights([rng.normal(size=w.shape) for w in model.get_weights()])
+    optimizer = KFAC(model, fisher=fisher, seed=0)
+    model.compile(optimizer, GaussianNegativeLogLikelihood())
+    optimizer.build(model.trainable_variables)
+    x = np.repeat(rng.normal(size=(1, 3)), count, axis=0).astype("float32")
+    optimizer.observe(keras.ops.convert_to_tensor(x))
+    (factors,) = optimizer.factors.values()
+    return model, x[:1], factors["G"].numpy()
+
+
+def test_kfac_has_its_curvature():
+    # The Fisher information is the second derivative of the expected loss, with targets
+    # from the distribution at s.
+    model, x, found = kfac_of("exact", 2000)
+    dense, last = model.layers
+    s = value(dense(x))[0].astype("float64")
+    step = 2e-2
+
+    def expected_loss(change):
+        predicted = value(last((s + step * change)[None].astype("float32")))[0]
+        there = value(last(s[None].astype("float32")))[0]
+        mean, variance = predicted.T.astype("float64")
+        square = (there[:, 0] - mean) ** 2 + there[:, 1]
+        return 0.5 * np.sum(square / variance + np.log(variance))
+
+    unit = np.eye(4)
+    expected = np.array(
+        [
+            [
+                sum(
+                    i * j * expected_loss(i * unit[a] + j * unit[b])
+                    for i in (1, -1)
+                    for j in (1, -1)
+                )
+                / (4 * step**2)
+                for a in range(4)
+            ]
+            for b in range(4)
+        ]
+    )
+    np.testing.assert_allclose(np.diag(found), np.diag(expected), rtol=1e-3)
+    # Each example gives its targets signs, of which the mean product is 0.
+    np.testing.assert_allclose(found, expected, atol=0.03 * np.abs(expected).max())
+
+
+def test_kfac_draws_its_targets():
+    (*_, exact), (*_, sampled) = kfac_of("exact", 2000), kfac_of("sampled", 20000)
+    np.testing.assert_allclose(sampled, exact, atol=0.05 * np.abs(exact).max())
