@@ -94,11 +94,12 @@ class KFAC(keras.optimizers.Optimizer):
         model: The model it will train, built or not. (None for one that gets its model
             by `attach`.)
         learning_rate: η, a number, schedule or callable.
-        damping: λ, above 0, a number or a schedule. A new one is seen when the factors
-            are inverted next.
+        damping: λ, above 0, a number or a schedule. Inverses, and what lag-one
+            approximations have, see a new one when they are made next; EK-FAC and
+            diagonals, which add it as they divide, at once.
         momentum: μ, from 0 to below 1, a number or a schedule.
         norm_constraint: c, above 0, a number or a schedule; None for no constraint.
-        factor_decay: The largest ε.
+        factor_decay: The largest ε, from 0 to below 1, a number or a schedule.
         factor_update_period: Updates from one measurement of the factors to the next.
         inverse_update_period: Updates from one inversion of the factors to the next;
             the first three updates have theirs too.
@@ -187,7 +188,7 @@ class KFAC(keras.optimizers.Optimizer):
             self.norm_constraint = _number_or_schedule(
                 positive, "norm_constraint", norm_constraint
             )
-        self.factor_decay = rate("factor_decay", factor_decay)
+        self.factor_decay = _number_or_schedule(rate, "factor_decay", factor_decay)
         self.factor_update_period = integer(
             "factor_update_period", factor_update_period
         )
@@ -438,7 +439,8 @@ class KFAC(keras.optimizers.Optimizer):
     def _average(self, k, old, batch):
         """Returns ε A + (1 - ε) A_batch, with 1 - ε = max(1/k, 1 - decay)."""
         part = 1 / ops.cast(ops.maximum(k, 1), "float32")
-        part = ops.maximum(part, 1 - self.factor_decay)
+        decay = ops.cast(self._value(self.factor_decay), part.dtype)
+        part = ops.maximum(part, 1 - decay)
         return [
             o + ops.cast(part, o.dtype) * (b - o)
             for o, b in zip(old, batch, strict=True)
@@ -629,7 +631,7 @@ class KFAC(keras.optimizers.Optimizer):
     def damping(self, damping):
         if isinstance(self._damping, Schedule):
             raise TypeError("a damping that is a schedule cannot be assigned to")
-        self._damping.assign(damping)
+        self._damping.assign(positive("damping", damping))
 
     @property
     def inverse_damping(self):
@@ -688,6 +690,7 @@ class KFAC(keras.optimizers.Optimizer):
             "damping": self._damping,
             "momentum": self.momentum,
             "norm_constraint": self.norm_constraint,
+            "factor_decay": self.factor_decay,
         }
         for name, value in arguments.items():
             if isinstance(value, Schedule):
@@ -698,7 +701,6 @@ class KFAC(keras.optimizers.Optimizer):
             **super().get_config(),
             **arguments,
             "model": None,
-            "factor_decay": self.factor_decay,
             "factor_update_period": self.factor_update_period,
             "inverse_update_period": self.inverse_update_period,
             "subsample": self.subsample,

@@ -236,6 +236,31 @@ def test_the_average_begins_with_the_first_batch():
                 np.testing.assert_allclose(f, e, rtol=1e-5, atol=1e-6)
 
 
+def test_the_decay_of_the_average_may_be_a_schedule():
+    model, batches = network(sizes=(3, 2)), [inputs(5, seed=seed) for seed in range(4)]
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.2, 0.6])
+    optimizer = compiled(model, learning_rate=0.0, factor_decay=schedule)
+    expected = 0.0
+    # min(1 - 1/k, 0.2), and from the fourth on 0.6.
+    for x, keep in zip(batches, (0.0, 0.2, 0.2, 0.6), strict=True):
+        model.train_on_batch(x, labels(5, "gaussian"))
+        expected = keep * expected + (1 - keep) * x.T @ x / 5
+        a = factors(optimizer)[0][0][:3, :3]
+        np.testing.assert_allclose(a, expected, rtol=1e-5, atol=1e-6)
+    again = KFAC.from_config(optimizer.get_config())
+    assert float(again.factor_decay(3)) == pytest.approx(0.6)
+
+
+def test_a_damping_is_assigned_only_if_it_is_one():
+    optimizer = KFAC(None, damping=0.5)
+    for wrong in (0.0, -1.0, float("nan"), "much"):
+        with pytest.raises(ValueError, match="Received: damping="):
+            optimizer.damping = wrong
+    assert float(optimizer.damping) == 0.5
+    optimizer.damping = 2
+    assert float(optimizer.damping) == 2.0
+
+
 def check_mean(optimizer, single):
     """The optimizer's factors are the mean of what is given, of whole networks."""
     for layer, found in enumerate(factors(optimizer)):
