@@ -206,6 +206,25 @@ def lowest(gradient, directions, curvature, damping):
     return change, 0.5 * sum(c * s for c, s in zip(coefficients, slopes, strict=True))
 
 
+def best_gamma(gammas, value):
+    """Returns that γ of three for which a value is lowest; the first if none is lower.
+
+    Args:
+        gammas: Tensor `[3]`.
+        value: A function of γ, which is not taken where it gives no number.
+    """
+
+    def compare(i, found):
+        least, chosen = found
+        gamma = ops.take(gammas, i)
+        at = ops.cast(value(gamma), "float32")
+        lower = at < least  # Which what is no number is not.
+        return [ops.where(lower, at, least), ops.where(lower, gamma, chosen)]
+
+    start = [ops.full((), float("inf"), "float32"), gammas[0]]
+    return ops.fori_loop(0, 3, compare, start)[1]
+
+
 def _solve(c, slopes):
     """Returns -C⁻¹ s, of one number or two, 0 for what C has no curvature of."""
     first = ops.where(c[0, 0] > 0, c[0, 0], float("inf"))

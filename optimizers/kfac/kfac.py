@@ -1,6 +1,5 @@
 """K-FAC, an optimizer that divides gradients by a model's curvature."""
 
-import warnings
 import weakref
 from types import SimpleNamespace
 
@@ -11,24 +10,21 @@ from ...layers.ops.arguments import integer, is_number, positive, rate
 from ...layers.ops.random import seed_pair
 from ..lookahead.nesting import nested
 from . import blocks  # noqa: F401 (They register themselves.)
-from .adaptation import checked, lowest
-from .approximations.diagonal import DiagonalOfSum
+from .adaptation import best_gamma, checked, lowest
 from .attachment import build, observe_batches
-from .blocks.base import find_blocks
+from .curvature import (
+    APPROXIMATIONS,
+    average,
+    divide,
+    find_parts,
+    of_refresh,
+    refreshed,
+)
 from .measuring import every, measured
 from .objective import Objective
-from .part import Part
 from .state import all_finite, assign, change_where_due, tensors, where_due
 from .terms import KINDS
 
-# What a block has that has none of that name.
-APPROXIMATIONS = {
-    "kronecker": None,
-    "ekfac": None,
-    "diagonal": None,
-    "lag_one": "kronecker",
-    "lag_one_limit": "kronecker",
-}
 SHARINGS = ("expand", "reduce")
 Schedule = keras.optimizers.schedules.LearningRateSchedule
 
@@ -119,7 +115,7 @@ class KFAC(keras.optimizers.Optimizer):
         sharing: For layers that are applied at many positions of an example. With
             `"expand"` every position is as an example of its own. `"reduce"` is for
             models that average over positions before the loss: a is averaged over
-            them, and g summed.
+            them, and g summed. (Lag-one approximations are of every step.)
         adaptation: An `Adaptation`, which sets λ and the steps' size and momentum by
             what the model's loss on the batch does; `damping` is then λ at first, and
             `learning_rate` and `momentum` have no part. None for none.
@@ -297,27 +293,14 @@ class KFAC(keras.optimizers.Optimizer):
                 "expected to train the model that the optimizer was given, "
                 f"{self.model.name}. Received: {[v.path for v in variables]}"
             )
-        accumulates = bool(self.gradient_accumulation_steps)
-        instead = APPROXIMATIONS[self.approximation]
-        parts, known = [], set()
-        for layer in self.model._flatten_layers():
-            for block in find_blocks(layer):
-                kind = block.approximations.get(
-                    self.approximation, block.approximations.get(instead)
-                )
-                keys = {self._var_key(variable) for variable in block.variables}
-                if kind and keys <= trained and not keys & known:
-                    known |= keys
-                    approximation = kind(block.full_shape, self.sharing)
-                    part = Part(block.variables, approximation, block, accumulates)
-                    parts.append(part)
-        others = [v for v in variables if self._var_key(v) not in known]
-        if others:
-            warnings.warn(
-                "KFAC knows no CurvatureBlock for these weights, and takes a diagonal "
-                f"curvature: {', '.join(v.path for v in others)}"
-            )
-        parts += [Part([v], DiagonalOfSum(v.shape), None, accumulates) for v in others]
+        parts = find_parts(
+            self.model,
+            variables,
+            self._var_key,
+            self.approximation,
+            self.sharing,
+            accumulates=bool(self.gradient_accumulation_steps),
+        )
         layout = [entry for part in parts for entry in part.layout()]
         shapes = [entry[1:] for entry in self._hidden.layout or layout]
         if shapes != [entry[1:] for entry in layout]:
@@ -432,19 +415,9 @@ class KFAC(keras.optimizers.Optimizer):
         if self.gradient_accumulation_steps:
             new = [o + b for o, b in zip(old, batch, strict=True)]
         else:
-            new = self._average(count_now, old, batch)
+            new = average(count_now, old, batch, self._value(self.factor_decay))
         new = [ops.where(finite, n, o) for n, o in zip(new, old, strict=True)]
         return [count_now, skipped + 1 - ops.cast(finite, skipped.dtype), *new]
-
-    def _average(self, k, old, batch):
-        """Returns ε A + (1 - ε) A_batch, with 1 - ε = max(1/k, 1 - decay)."""
-        part = 1 / ops.cast(ops.maximum(k, 1), "float32")
-        decay = ops.cast(self._value(self.factor_decay), part.dtype)
-        part = ops.maximum(part, 1 - decay)
-        return [
-            o + ops.cast(part, o.dtype) * (b - o)
-            for o, b in zip(old, batch, strict=True)
-        ]
 
     def _average_sums(self):
         """Averages in what the batches have summed whose gradients accumulated."""
@@ -456,33 +429,24 @@ class KFAC(keras.optimizers.Optimizer):
         k = self._updates + ops.cast(some, "int32")
         mean = [s / ops.cast(ops.maximum(count, 1), s.dtype) for s in tensors(sums)]
         old = tensors(factors)
-        new = self._average(k, old, mean)
+        new = average(k, old, mean, self._value(self.factor_decay))
         new = [ops.where(some, n, o) for n, o in zip(new, old, strict=True)]
         assign([self._updates, *factors], [k, *new])
         assign([self._summed, *sums], [0, *map(ops.zeros_like, mean)])
 
     def _refresh(self, also=False):
         """Makes of the factors what divides gradients, if that is due, or `also`."""
-        parts = self._hidden.parts
-        damping = self.inverse_damping
+        parts, damping = self._hidden.parts, self.inverse_damping
 
-        def refreshed():
-            failed, found = ops.convert_to_tensor(self._failed), []
-            for part in parts:
-                old = tensors(part.of_refresh(part.factors, part.caches))
-                new = part.of_refresh(*part.refreshed(damping))
-                finite = all_finite(new)
-                failed = failed + 1 - ops.cast(finite, failed.dtype)
-                found += [
-                    ops.where(finite, n, o) for n, o in zip(new, old, strict=True)
-                ]
-            return [failed, *found]
+        def changed():
+            found, failed = refreshed(parts, damping)
+            return [ops.convert_to_tensor(self._failed) + failed, *found]
 
         due = self._due(self.inverse_update_period, first=3)
         due = due if also is False else ops.logical_or(due, also)
-        state = [v for p in parts for v in p.of_refresh(p.factors, p.caches)]
+        state = of_refresh(parts)
         if state:
-            change_where_due(due, [self._failed, *state], refreshed)
+            change_where_due(due, [self._failed, *state], changed)
 
     def _due(self, period, first=0):
         """Whether something is due that comes after so many updates; True if always."""
@@ -509,7 +473,7 @@ class KFAC(keras.optimizers.Optimizer):
             super()._backend_update_step(steps, trainable_variables, 1.0)
             return
         self._refresh()
-        steps = self._precondition(grads, trainable_variables, self.inverse_damping)
+        steps = self._divide(grads, trainable_variables, self.inverse_damping)
         size = self._norm_scale(steps, grads, learning_rate) / replicas
         steps = [ops.cast(size, step.dtype) * step for step in steps]
         super()._backend_update_step(steps, trainable_variables, learning_rate)
@@ -533,14 +497,22 @@ class KFAC(keras.optimizers.Optimizer):
             return objective.curvature(variables, directions, adaptation.subsample)
 
         def best(inverse_damping, states=None):
-            steps = self._precondition(grads, variables, inverse_damping, states)
+            steps = self._divide(grads, variables, inverse_damping, states)
             directions = [[-step for step in steps], *known]
             return lowest(grads, directions, curvature, damping)
 
+        def expected_of(gamma):
+            damping = ops.square(gamma)
+            return best(damping, [p.refreshed(damping) for p in self._hidden.parts])[1]
+
         due = False
         if adaptation.gamma_interval:
-            due = self._due(adaptation.gamma_interval)
-            change_where_due(due, [self._gamma], lambda: [self._best_gamma(best)])
+            due, gammas = self._due(adaptation.gamma_interval), adaptation.gammas
+            change_where_due(
+                due,
+                [self._gamma],
+                lambda: [best_gamma(gammas(self._gamma), expected_of)],
+            )
         self._refresh(due)
         change, expected = best(self.inverse_damping)
 
@@ -555,39 +527,10 @@ class KFAC(keras.optimizers.Optimizer):
             change_where_due(due, [self._damping, self._ratio], adapted)
         return change
 
-    def _best_gamma(self, best):
-        """Returns that γ of three by whose inverses M(δ) is lowest."""
-        gammas = self.adaptation.gammas(self._gamma)
-
-        def compare(i, least, chosen):
-            gamma = ops.take(gammas, i)
-            damping = ops.square(gamma)
-            states = [part.refreshed(damping) for part in self._hidden.parts]
-            expected = ops.cast(best(damping, states)[1], "float32")
-            lower = expected < least  # Which what is no number is not.
-            return [
-                ops.where(lower, expected, least),
-                ops.where(lower, gamma, chosen),
-            ]
-
-        start = [ops.full((), float("inf"), "float32"), gammas[0]]
-        return ops.fori_loop(0, 3, lambda i, found: compare(i, *found), start)[1]
-
-    def _precondition(self, grads, variables, damping, states=None):
-        """Returns U for each gradient; with `states` in place of the parts' own."""
-        given = {
-            self._var_key(v): ops.convert_to_tensor(g)
-            for g, v in zip(grads, variables, strict=True)
-        }
-        steps = {}
-        states = states or [None] * len(self._hidden.parts)
-        for part, state in zip(self._hidden.parts, states, strict=True):
-            keys = [self._var_key(variable) for variable in part.variables]
-            if any(key in given for key in keys):
-                of_part = [given.get(key) for key in keys]
-                found = part.precondition(of_part, damping, state)
-                steps.update(zip(keys, found, strict=True))
-        return [steps[self._var_key(variable)] for variable in variables]
+    def _divide(self, grads, variables, damping, states=None):
+        """Returns U; with `states` in place of the parts' own."""
+        parts = self._hidden.parts
+        return divide(parts, grads, variables, self._var_key, damping, states)
 
     def _norm_scale(self, steps, grads, learning_rate):
         """Returns ν, which bounds η² Uᵀ F U, for which stands η² Uᵀ ∇h."""

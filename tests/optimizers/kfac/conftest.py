@@ -29,7 +29,7 @@ KEPT = {
         "groups",
         "[lstm]",
         "[gru]",
-        "[gru-True]",
+        "[lstm-True]",
         "lags_change",
         "[batch]",
     ),
