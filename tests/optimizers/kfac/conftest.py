@@ -22,6 +22,7 @@ KEPT = {
         "masks",
         "compiled_and_resumed",
         "forgotten",
+        "[a dictionary]",
     ),
     "blocks": (
         "test_base",
