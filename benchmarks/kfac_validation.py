@@ -47,10 +47,17 @@ COMMAND = "python benchmarks/kfac_validation.py"
 SEARCH_SEEDS = {"digits": (100, 101, 102), "text": (100,)}
 SEEDS = (0, 1, 2)
 # task -> updates, and after how many of them there is an evaluation
-UPDATES = {"digits": (300, 10), "text": (600, 20)}
+UPDATES = {"digits": (200, 10), "text": (300, 20)}
 GRIDS = {
-    "adam": {"learning_rate": (3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2)},
-    "kfac": {"learning_rate": (0.03, 0.1, 0.3), "damping": (0.01, 0.1)},
+    "adam": {
+        "learning_rate": (1e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2),
+        "global_clipnorm": (None, 1.0),
+    },
+    "kfac": {
+        "learning_rate": (0.1, 0.3),
+        "damping": (0.03, 0.1, 0.3),
+        "norm_constraint": (0.003, 0.01),
+    },
 }
 
 

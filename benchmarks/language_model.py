@@ -164,7 +164,8 @@ def measured(claim, rate, seed, updates, splits):
         "steps": STEPS,
         "updates": updates,
         "updates_between_resets": EPOCH,
-        "optimizer": "Adam, linear warm-up, half a cosine, gradients of norm 0.25 at most",
+        "optimizer": "Adam, linear warm-up, half a cosine, gradients of norm 0.25 at "
+        "most",
         "warmup": WARMUP,
         "learning_rate": rate,
         "seed": seed,

@@ -153,26 +153,34 @@ def adam_table():
     """Returns the lines of benchmarks/kfac_validation.py's table."""
     lines = [
         "In batches, its default mode beside Adam, both with the best settings of "
-        "their grids: updates (seconds) to Adam's least validation loss:",
+        "their grids: updates (seconds) until the mean validation loss of three seeds "
+        "is at Adam's least, and at multiples of it; and each seed's updates.",
         "",
-        "| network, seed | Adam's least | Adam | K-FAC | K-FAC's least |",
-        "|---|---|---|---|---|",
+        "| network | loss | Adam | each seed | K-FAC | each seed | K-FAC's least |",
+        "|---|---|---|---|---|---|---|",
     ]
-    runs = {
-        (r["task"], r["seed"], r["method"]): r
+    newest = {
+        (r["task"], r["times"]): r
         for r in results.read(ROOT / "benchmarks/results/kfac_validation.jsonl")
-        if r["seed"] < 100  # Not of the search's seed.
+        if "times" in r
     }
-    for (task, seed, method), r in runs.items():
-        if method == "adam":
-            continue
-        adam, curve, told = runs[task, seed, "adam"], r["curve"], "never"
-        there = [i for i, nll in enumerate(curve["nll"]) if nll <= adam["nll"]]
-        if there:
-            told = f"{curve['update'][there[0]]} ({curve['seconds'][there[0]]:.1f})"
+    for (task, times), r in newest.items():
+        cells = [task, f"{r['level']:.4f} ({times:g} × Adam's least)"]
+        for method in ("adam", "kfac"):
+            at, seeds = r[method]["reached"], r[method]["reached_of_seeds"]
+            cells.append(f"{at[0]} ({at[1]:.1f})" if at else "never")
+            cells.append(", ".join(str(one[0]) if one else "never" for one in seeds))
+        lines.append(f"| {' | '.join(cells)} | {r['kfac']['least']:.4f} |")
+    for task in dict.fromkeys(task for task, _ in newest):
+        r = newest[task, 1]
+        told = []
+        for name, method in (("Adam", "adam"), ("K-FAC", "kfac")):
+            setting = r[method]["setting"].items()
+            told.append(f"{name}'s {', '.join(f'{k} {v:g}' for k, v in setting if v)}")
+        fewer = r["kfac"]["reached"] and r["kfac"]["reached"] < r["adam"]["reached"]
         lines.append(
-            f"| {task}, {seed} | {adam['nll']:.4f} | {adam['at_update']} "
-            f"({adam['at_seconds']:.1f}) | {told} | {r['nll']:.4f} |"
+            f"\n- {task}: {'; '.join(told)}. Bar: K-FAC is at Adam's least loss in "
+            f"fewer updates: {'met' if fewer else '**missed**'}."
         )
     return lines
 
@@ -322,6 +330,52 @@ def translation_table():
     return "\n".join(lines)
 
 
+def language_table():
+    """Returns the figures of benchmarks/language_model.py, over seeds."""
+    runs = {}
+    for r in results.read(ROOT / "benchmarks/results/language_model.jsonl"):
+        if "test" in r["splits"]:  # Not of the search.
+            runs.setdefault(r["claim"], {})[r["seed"]] = r
+    lines = [
+        "| layer | bits forgotten at most | learning rate | validation | test | of the "
+        "peer's | bar | layer MB (times less) | step MB (times less) | training, s | "
+        "seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for own in runs.values():
+        first, *_ = own.values()
+        validation, test = (
+            [r["bits_per_character"][split] for r in own.values()]
+            for split in ("validation", "test")
+        )
+        sizes = {key: first[key] for key in ("layer_bytes", "step_bytes")}
+        factors, ratio, bar, limit = dict.fromkeys(sizes, ""), "", "", ""
+        if first["peer"]:
+            peer = [runs[first["peer"]][seed] for seed in own]
+            ratio = np.mean(test) / np.mean(
+                [r["bits_per_character"]["test"] for r in peer]
+            )
+            bar = f"{first['bar']}, {'met' if ratio <= first['bar'] else '**missed**'}"
+            ratio = f"{ratio:.3f}"
+            limit = first["max_forget_bits"] or "any"
+            factors = {k: f" ({peer[0][k] / size:.1f})" for k, size in sizes.items()}
+        megabytes = (f"{size / 1e6:.1f}{factors[k]}" for k, size in sizes.items())
+        cells = [
+            f"`{first['layer']}`",
+            f"{limit}",
+            f"{first['learning_rate']:g}",
+            spread(validation, 3),
+            spread(test, 3),
+            ratio,
+            bar,
+            *megabytes,
+            f"{np.mean([r['seconds'] for r in own.values()]):.0f}",
+            ", ".join(str(seed) for seed in own),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def variance_table():
     """Returns the fits of benchmarks/flipout_variance.py, over seeds."""
     records = results.read(ROOT / "benchmarks/results/flipout_variance.jsonl")
@@ -420,6 +474,7 @@ PARTS = {
     "kfac": kfac_tables,
     "memory": memory_table,
     "reversible": reversible_table,
+    "language": language_table,
     "translation": translation_table,
     "variance": variance_table,
     "evolution": evolution_table,
