@@ -574,6 +574,8 @@ class KFAC(keras.optimizers.Optimizer):
     def damping(self, damping):
         if isinstance(self._damping, Schedule):
             raise TypeError("a damping that is a schedule cannot be assigned to")
+        if ops.is_tensor(damping):  # Such as a multiple of what it was.
+            damping = float(ops.convert_to_numpy(damping))
         self._damping.assign(positive("damping", damping))
 
     @property

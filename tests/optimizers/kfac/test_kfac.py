@@ -259,6 +259,10 @@ def test_a_damping_is_assigned_only_if_it_is_one():
     assert float(optimizer.damping) == 0.5
     optimizer.damping = 2
     assert float(optimizer.damping) == 2.0
+    optimizer.damping *= 0.25
+    assert float(optimizer.damping) == 0.5
+    with pytest.raises(ValueError, match="Received: damping=-0.5"):
+        optimizer.damping *= -1.0
 
 
 def check_mean(optimizer, single):
