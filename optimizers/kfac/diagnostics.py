@@ -33,6 +33,9 @@ class KFACDiagnostics(keras.callbacks.Callback):
 
       of the eigenvalues ξ and what is added to them: d is λ, or a factor's part of it.
 
+    Of the two KFACs of `with_fast_weights` λ is the second one's, that of the shared
+    weights; all else is of both.
+
     Args:
         factors: Whether to log each block's, for which the factors' eigenvalues are
             computed at the end of each epoch.
@@ -59,39 +62,41 @@ class KFACDiagnostics(keras.callbacks.Callback):
         super().__init__()
         self.factors = factors
 
-    def _optimizer(self):
-        for part in nested(self.model.optimizer):
-            if isinstance(part, KFAC):
-                return part
-        raise ValueError(
-            "expected a model that is compiled with KFAC. Received: "
-            f"optimizer={self.model.optimizer!r}"
-        )
+    def _optimizers(self):
+        found = [o for o in nested(self.model.optimizer) if isinstance(o, KFAC)]
+        if not found:
+            raise ValueError(
+                "expected a model that is compiled with KFAC. Received: "
+                f"optimizer={self.model.optimizer!r}"
+            )
+        return found
 
     def on_train_begin(self, logs=None):
         """Finds the optimizer."""
-        self._optimizer()
+        self._optimizers()
 
     def on_epoch_end(self, epoch, logs=None):
         """Adds the figures to the logs."""
         if logs is not None:
-            logs.update(self._figures(self._optimizer()))
+            logs.update(self._figures(self._optimizers()))
 
-    def _figures(self, optimizer):
+    def _figures(self, optimizers):
+        optimizer = optimizers[-1]
         found = {"damping": optimizer.damping}
         if optimizer.gamma is not None:
             found["gamma"] = optimizer.gamma
         if optimizer.ratio is not None:
             found["ratio"] = optimizer.ratio
-        found["skipped_updates"] = optimizer.skipped_updates
-        found["skipped_inverses"] = optimizer.skipped_inverses
+        for name in ("skipped_updates", "skipped_inverses"):
+            found[name] = sum(getattr(each, name) for each in optimizers)
         norms = {}
-        for path, updates in optimizer.last_updates.items():
-            norms[path] = sum(float(ops.sum(ops.square(m))) for m in updates)
+        for each in optimizers:
+            for path, updates in each.last_updates.items():
+                norms[path] = sum(float(ops.sum(ops.square(m))) for m in updates)
         found["update_norm"] = sum(norms.values()) ** 0.5
-        if self.factors:
-            damping = optimizer.inverse_damping
-            for path, factors in optimizer.factors.items():
+        for each in optimizers if self.factors else ():
+            damping = each.inverse_damping
+            for path, factors in each.factors.items():
                 found[f"{path}/update_norm"] = norms[path] ** 0.5
                 for name, number in condition_numbers(factors, damping).items():
                     found[f"{path}/condition_{name}"] = number

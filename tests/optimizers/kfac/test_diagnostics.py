@@ -3,7 +3,14 @@ import numpy as np
 import pytest
 
 from harness.training import QUICK
-from kzoo.optimizers import KFAC, Adaptation, KFACDiagnostics, Lookahead
+from kzoo.layers import DenseBatchEnsemble
+from kzoo.optimizers import (
+    KFAC,
+    Adaptation,
+    KFACDiagnostics,
+    Lookahead,
+    with_fast_weights,
+)
 from kzoo.optimizers.kfac.diagnostics import condition_numbers
 
 
@@ -89,6 +96,30 @@ def test_it_finds_a_kfac_inside_of_another_optimizer_and_refuses_others():
     model.compile("sgd", "mse")
     with pytest.raises(ValueError, match="compiled with KFAC. Received"):
         model.fit(x, y, callbacks=[callback], verbose=0)
+
+
+def test_of_two_it_adds_the_figures_of_all_weights():
+    layer = DenseBatchEnsemble(2, ensemble_size=2, name="dense")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    optimizer = KFAC(model, damping=0.5, fisher="exact")
+    model.compile(with_fast_weights(optimizer, model), "mse", **QUICK)
+    before = model.get_weights()
+    x, y = np.random.default_rng(0).normal(size=(2, 4, 3))
+    model.train_on_batch(x, y[:, :2])
+    optimizer.damping = 2.0
+    change = [b - a for a, b in zip(before, model.get_weights(), strict=True)]
+    fast, shared = model.optimizer.optimizers
+    fast._skipped.assign(2)
+    shared._skipped.assign(3)
+    logs, callback = {}, KFACDiagnostics()
+    callback.set_model(model)
+    callback.on_epoch_end(0, logs)
+    norm = np.sqrt(sum(np.sum(delta**2) for delta in change))
+    assert logs["kfac/update_norm"] == pytest.approx(norm, rel=1e-4)
+    assert logs["kfac/skipped_updates"] == 5
+    assert logs["kfac/damping"] == 2.0
+    conditions = {name.split("/")[-2] for name in logs if "condition" in name}
+    assert conditions == {v.name for v in model.trainable_variables}
 
 
 def test_factors_of_neighbouring_steps_are_not_divided_by():
