@@ -77,8 +77,9 @@ class KFAC(keras.optimizers.Optimizer):
     D + λ, estimated from the square of the sampled loss's gradient; which layers those
     are is printed once.
 
-    ℓ2 regularizers are part of the loss; `weight_decay` is apart from it and from the
-    curvature, W ← W - η (weight decay) W. Polyak's average is Keras's `use_ema=True`.
+    What layers add to the loss, such as ℓ2 regularizers and all of `add_loss`, has its
+    part in the gradient, and none in the curvature; `weight_decay` is apart from both,
+    W ← W - η (weight decay) W. Polyak's average is Keras's `use_ema=True`.
     Factors with numbers that are not finite are left out, and counted in
     `skipped_updates`; where an inverse is not finite the one before stays, which
     `skipped_inverses` counts. Both are in float32 whatever the dtype policy.
