@@ -140,6 +140,25 @@ def test_an_example_has_one_gradient_of_all_its_steps(name, backwards):
         np.testing.assert_allclose(d.ravel(), expected, rtol=1e-3, atol=1e-5)
 
 
+def test_what_a_layer_returns_is_not_what_its_steps_read():
+    # After a pause the state is that before it, whatever the outputs are in between.
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(2, 4, 2)).astype("float32")
+    x[0, 1] = x[1, :2] = 0
+    weights, found = None, []
+    for returned in ({}, {"return_state": True, "zero_output_for_mask": True}):
+        inputs = keras.Input((4, 2))
+        layer = L.SimpleRNN(3, return_sequences=bool(returned), **returned)
+        outputs = layer(L.Masking()(inputs))
+        model = keras.Model(inputs, outputs[-1] if returned else outputs)
+        weights = weights or [rng.normal(size=w.shape) for w in model.get_weights()]
+        model.set_weights(weights)
+        ((_, factors),) = observed(model, x)
+        found.append(factors)
+    for one, other in zip(*found, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_a_stateful_layer_goes_on_from_its_state():
     layer = L.SimpleRNN(2, stateful=True)
     model = keras.Sequential([keras.Input(batch_shape=(1, 3, 2)), layer])
