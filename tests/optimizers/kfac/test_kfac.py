@@ -9,6 +9,7 @@ from harness import check_optimizer
 from harness.curvature import curvatures
 from harness.training import QUICK, attach
 from kzoo.optimizers import KFAC, Lookahead
+from kzoo.optimizers.kfac.objective import Objective
 
 # JAX has no float64 unless it is enabled.
 DTYPE = "float64" if keras.backend.backend() == "tensorflow" else "float32"
@@ -189,6 +190,10 @@ def test_masks_and_weights_count_as_in_the_loss(reduction):
         ((a, g),) = factors(optimizer)
         expected = losses[0] - 2 * losses[1] + losses[2]
         np.testing.assert_allclose(g, expected * np.eye(2), rtol=1e-4, atol=1e-5)
+        objective = Objective(model, ops.convert_to_tensor(x), None, given)
+        unit = ops.convert_to_tensor(np.eye(2, dtype="float32")[0])
+        found = objective.curvature([dense.bias], [[unit]])
+        np.testing.assert_allclose(found, [[expected]], rtol=1e-4, atol=1e-5)
         there = x[(x != 0).any(-1)]
         np.testing.assert_allclose(a[0, 0], np.mean(there[:, 0] ** 2), rtol=1e-5)
 
