@@ -144,9 +144,9 @@ class GRUBlock(CellBlock):
 
     def bias_and(self, bias, s):
         """Returns the biases of every example, one of them and s."""
-        both = [bias[0], bias[1]]
+        both = [ops.zeros_like(s) + bias[0], ops.zeros_like(s) + bias[1]]
         both[self.side] = both[self.side] + s
-        return ops.stack([ops.broadcast_to(b, ops.shape(s)) for b in both])
+        return ops.stack(both)
 
 
 @register_curvature_block(keras.layers.RNN)
