@@ -395,7 +395,7 @@ CLAIMS = {
     "posterior_samples_conv": (partial(posterior_samples, True), None),
     "rev_gru": (rev_gru, 2.2),
     "kfac_conv_net": (kfac_conv_net, 1.4),
-    "kfac_conv_net_every_fourth": (partial(kfac_conv_net, subsample=4), None),
+    "kfac_conv_net_every_fourth": (partial(kfac_conv_net, subsample=4), 1.4),
     "kfac_conv_net_32": (partial(kfac_conv_net, 32), None),
 }
 

@@ -78,7 +78,9 @@ def catalogue():
 
 
 def spread(values, digits):
-    """Returns mean ± standard deviation over seeds."""
+    """Returns mean ± standard deviation over seeds; of one seed, the value."""
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
     return f"{np.mean(values):.{digits}f} ± {np.std(values, ddof=1):.{digits}f}"
 
 
@@ -177,7 +179,8 @@ def adam_table():
         for name, method in (("Adam", "adam"), ("K-FAC", "kfac")):
             setting = r[method]["setting"].items()
             told.append(f"{name}'s {', '.join(f'{k} {v:g}' for k, v in setting if v)}")
-        fewer = r["kfac"]["reached"] and r["kfac"]["reached"] < r["adam"]["reached"]
+        adam, kfac = (r[method]["reached"] for method in ("adam", "kfac"))
+        fewer = kfac and kfac[0] < adam[0]
         lines.append(
             f"\n- {task}: {'; '.join(told)}. Bar: K-FAC is at Adam's least loss in "
             f"fewer updates: {'met' if fewer else '**missed**'}."
@@ -316,7 +319,7 @@ def translation_table():
     ]
     for (attend_to, name), own in sorted(runs.items()):
         cells = [
-            spread([r[key] for r in own], 3) if len(own) > 1 else f"{own[0][key]:.3f}"
+            spread([r[key] for r in own], 3)
             for key in ("exact_match", "exact_match_4_beams", "token_accuracy")
         ]
         peer = runs.get((attend_to, "gru" if "gru" in name else "lstm"), [None])[0]
