@@ -68,7 +68,7 @@ class KFAC(keras.optimizers.Optimizer):
 
     The model has no weight or layer more than without. A saved model keeps the factors
     with the other state of its optimizer. A file cannot hold the tie between the two,
-    so after loading (or cloning) one call makes training go on as if it had not stopped:
+    so after loading or cloning one call makes training go on as if it had not stopped:
 
         model = keras.saving.load_model("model.keras")
         KFAC.resume(model)
