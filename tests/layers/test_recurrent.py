@@ -35,6 +35,7 @@ def in_two(array):
     return np.concatenate([array[:, :T], array[:, T:]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "layer, jit_compile",
     [
@@ -92,6 +93,7 @@ def test_states_of_both_directions_are_carried():
     np.testing.assert_allclose(again, found, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [RevLSTM, GRU_FLIPOUT], ids=["RevLSTM", "GRUFlipout"])
 def test_states_are_no_weights(layer, tmp_path):
     """A trained layer's weights are those of any batch size, and its files too."""

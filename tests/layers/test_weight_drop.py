@@ -35,6 +35,7 @@ def function(layer, variables, seeds, training):
     return loss, [X, *(v.value for v in variables)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layer", [*KERAS, RevGRU, RevLSTM])
 def test_gradients_are_those_of_masked_weights(layer):
     """Dropped weights have none, and the others those of U / (1 - p)."""

@@ -103,6 +103,7 @@ def test_a_schedule_is_scaled():
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", [lambda x: x, lambda x: Lookahead(x, sync_period=2)])
 def test_resumed_it_goes_on(around, tmp_path):
     model = network()

@@ -220,6 +220,7 @@ def test_of_one_step_lags_change_nothing(name):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # On JAX not compiling is running eagerly, which takes long.
 @pytest.mark.parametrize(
     "approximation",
@@ -306,6 +307,7 @@ def test_what_is_not_such_a_sum_has_no_block(cell):
     assert find_blocks(cell) == []
 
 
+@pytest.mark.slow
 def test_the_biases_of_a_gru_compile():
     def trained(compiled):
         keras.utils.set_random_seed(0)
