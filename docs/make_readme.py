@@ -341,7 +341,7 @@ def language_table():
             runs.setdefault(r["claim"], {})[r["seed"]] = r
     lines = [
         "| layer | bits forgotten at most | learning rate | validation | test | of the "
-        "peer's | bar | layer MB (times less) | step MB (times less) | training, s | "
+        "peer's | bar | layer MB (times less) | step MB (times less) | processor, s | "
         "seeds |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
@@ -372,7 +372,7 @@ def language_table():
             ratio,
             bar,
             *megabytes,
-            f"{np.mean([r['seconds'] for r in own.values()]):.0f}",
+            f"{np.mean([r['processor_seconds'] for r in own.values()]):.0f}",
             ", ".join(str(seed) for seed in own),
         ]
         lines.append(f"| {' | '.join(cells)} |")

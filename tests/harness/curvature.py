@@ -111,3 +111,16 @@ def observed(model, x, **arguments):
         (part, [v.numpy().astype("float64") for v in part.factors])
         for part in optimizer._hidden.parts
     ]
+
+
+def check_same_step(one, other):
+    """Checks that a step changed a network's outputs, and another's as much.
+
+    Args:
+        one: Outputs before and after the step.
+        other: Those of the same network, with other coordinates somewhere inside of it.
+    """
+    (start, end), (other_start, other_end) = one, other
+    np.testing.assert_allclose(start, other_start, rtol=1e-9, atol=1e-9)
+    assert np.abs(end - start).max() > 0.01
+    np.testing.assert_allclose(end, other_end, rtol=1e-4, atol=1e-5)
