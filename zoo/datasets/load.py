@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import random
 
 import tensorflow_datasets as tfds
 
@@ -64,6 +65,10 @@ def _builder(name, data_dir):
     # Read now: tensorflow-datasets reads the variable when it is imported.
     data_dir = data_dir or os.environ.get("TFDS_DATA_DIR")
     builder = tfds.builder(name, data_dir=data_dir)
+    # The folder of a preparation has a random name: it must not be that of another
+    # process with the same seed, nor change what the program draws afterwards.
+    state = random.getstate()
+    random.seed()
     try:
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
@@ -75,5 +80,7 @@ def _builder(name, data_dir):
         # what is in place is whole; else the error is a real one.
         if not builder.data_path.exists():
             raise
+    finally:
+        random.setstate(state)
     # A builder made before its data were there does not know their splits.
     return tfds.builder(name, data_dir=data_dir)

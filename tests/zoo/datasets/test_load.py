@@ -1,6 +1,7 @@
 """Loading: where, in what order, and what interruptions and rivals leave behind."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -177,3 +178,20 @@ def test_a_real_error_is_reported(tmp_path):
     (tmp_path / "digits").write_text("a file where a folder should be")
     with pytest.raises(OSError, match="digits"):
         load("digits", data_dir=tmp_path)
+
+
+def test_seeded_processes_prepare_in_folders_of_their_own(tmp_path, monkeypatch):
+    prepare, drawn = tfds.core.DatasetBuilder.download_and_prepare, []
+
+    def observed(builder, **options):
+        drawn.append(random.getrandbits(64))
+        return prepare(builder, **options)
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", observed)
+    for folder in ("one", "other"):
+        random.seed(0)
+        load("diabetes", data_dir=tmp_path / folder)
+        left = random.random()
+    random.seed(0)
+    assert left == random.random()
+    assert drawn[0] != drawn[1]
