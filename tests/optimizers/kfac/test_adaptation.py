@@ -212,7 +212,8 @@ def simulated(model, x, y, steps, damping, adaptation, period):
     def best(theta, inverses):
         """δ and M(δ) - M(0), from dense matrices."""
         slope = gradient(theta)
-        c = curvature(weights(theta), TANH, x, "gaussian")
+        part = x[:: adaptation.subsample]
+        c = curvature(weights(theta), TANH, part, "gaussian")
         c = c + (damping + eta) * np.eye(len(c))
         first, second = inverses
         parts = np.split(-slope, [len(first)])
@@ -247,8 +248,9 @@ def simulated(model, x, y, steps, damping, adaptation, period):
     [
         (5, {"damping_interval": 1, "gamma_interval": 2, "l2": 0.01, "decay": 0.5}),
         (1, {"damping_interval": 2, "gamma_interval": None, "l2": 0.1}),
+        (1, {"gamma_interval": None, "l2": 0.1, "subsample": 2}),
     ],
-    ids=["all", "little"],
+    ids=["all", "little", "part"],
 )
 def test_steps_are_those_of_dense_matrices(period, arguments):
     model, (x, y) = network(), data(seed=2)

@@ -278,18 +278,20 @@ def check_mean(optimizer, single):
             np.testing.assert_allclose(factor, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_burning_in_measures_batches_and_changes_no_weight():
+@pytest.mark.parametrize("steps", [None, 2])
+def test_burning_in_measures_batches_and_changes_no_weight(steps):
     model = network()
     weights, batches = model.get_weights(), [inputs(seed=i) for i in range(3)]
     single = [factors(observed(model, x)) for x in batches]
-    optimizer = compiled(model)
+    optimizer = compiled(model, gradient_accumulation_steps=steps)
     optimizer.burn_in(iter([*batches[:2], (batches[2], labels(5, "gaussian"))]))
     check_mean(optimizer, single)
     for before, after in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(before, after)
     assert int(optimizer.iterations) == 0
-    # The first batch of training is then the fourth one.
-    model.train_on_batch(batches[0], labels(5, "gaussian"))
+    # The first batch of training, or the mean of those of an update, is the fourth one.
+    for _ in range(steps or 1):
+        model.train_on_batch(batches[0], labels(5, "gaussian"))
     check_mean(optimizer, [*single, single[0]])
     with pytest.raises(ValueError, match="a KFAC without a model"):
         KFAC(None).burn_in(batches)
@@ -474,7 +476,8 @@ def test_the_norm_constraint_bounds_the_step(constraint, clips):
         np.testing.assert_allclose(nu * one, other, rtol=1e-4)
 
 
-def test_momentum_and_schedules():
+@pytest.mark.parametrize("constraint", [None, 1e-11])
+def test_momentum_and_schedules(constraint):
     model, x, y = network(sizes=(3, 2)), inputs(), labels(5, "gaussian")
     schedule = keras.optimizers.schedules.ExponentialDecay
     optimizer = compiled(
@@ -482,13 +485,19 @@ def test_momentum_and_schedules():
         learning_rate=schedule(0.1, 1, 0.5),
         damping=schedule(1e8, 1, 0.5),
         momentum=schedule(0.8, 1, 0.5),
+        norm_constraint=constraint and schedule(constraint, 1, 0.5),
     )
     m = np.zeros((4, 2))
     for t in range(3):
         before = np.vstack(model.get_weights()).astype("float64")
         # With so much damping, U = ∇h / λ.
         u = gradient(model, x, y) / (1e8 * 0.5**t)
-        m = 0.8 * 0.5**t * m - 0.1 * 0.5**t * u
+        nu, eta = 1.0, 0.1 * 0.5**t
+        if constraint:  # It bounds this step, and not what the momentum has.
+            size = np.sum(u * gradient(model, x, y)) * eta**2
+            nu = np.sqrt(constraint * 0.5**t / size)
+            assert nu < 0.9
+        m = 0.8 * 0.5**t * m - eta * nu * u
         model.train_on_batch(x, y)
         change = np.vstack(model.get_weights()) - before
         scale = 1e8 if DTYPE == "float64" else None
@@ -592,8 +601,11 @@ def test_the_second_pass_leaves_no_trace():
         np.testing.assert_allclose(one.numpy(), other.numpy(), rtol=1e-6)
 
 
-def test_weights_without_a_block_have_a_diagonal_curvature():
-    # Each of 500 weights scales one input: s = w x, D = (2/500) x² for each.
+@pytest.mark.parametrize("fisher", ["sampled", "empirical", "exact"])
+def test_weights_without_a_block_have_a_diagonal_curvature(fisher):
+    # Each of 500 weights scales one input: s = w x, D = (2/500) x² for each, also with
+    # labels that are 1 off. What is squared is a sum over examples with random signs,
+    # which each of the positions of s has of its own.
     @keras.saving.register_keras_serializable(package="test")
     class Scale(keras.layers.Layer):
         def build(self, shape):
@@ -602,10 +614,12 @@ def test_weights_without_a_block_have_a_diagonal_curvature():
         def call(self, x):
             return x * self.scale
 
-    model = keras.Sequential([keras.Input((500,)), Scale()])
+    tail = keras.layers.Reshape((500, 1))
+    model = keras.Sequential([keras.Input((500,)), Scale(), tail])
     x = np.random.default_rng(0).normal(size=(1, 500)).astype("float32")
+    batch = np.repeat(x, 40, 0)
     with pytest.warns(UserWarning, match="diagonal curvature: .*scale"):
-        optimizer = observed(model, np.repeat(x, 40, 0), fisher="sampled")
+        optimizer = observed(model, batch, model(batch) - 1, fisher=fisher)
     ((d,),) = factors(optimizer)
     ratio = np.mean(d / (2 / 500 * x[0] ** 2))
     assert abs(ratio - 1) < 4 * np.sqrt(2 / 500)

@@ -89,6 +89,15 @@ def test_a_change_of_basis_takes_the_eigenvalues_over():
     given = [*factors[:2], ops.flip(factors[2], axis=0)]
     (_, _, s), _ = part.approximation.refresh(given, flipped, 0.1)
     np.testing.assert_allclose(s, factors[2], rtol=1e-4, atol=1e-5)
+    # Of any other basis, the diagonal in the new one of what S was in the old one.
+    rng = np.random.default_rng(2)
+    old = [np.linalg.qr(rng.normal(size=v.shape))[0].astype(DTYPE) for v in bases]
+    old = [ops.convert_to_tensor(v) for v in old]
+    (_, _, s), new = part.approximation.refresh(factors, old, 0.1)
+    before, after = (np.kron(*map(ops.convert_to_numpy, v)) for v in (old, new))
+    curvature = before * np.ravel(factors[2]) @ before.T
+    expected = np.diag(after.T @ curvature @ after)
+    np.testing.assert_allclose(np.ravel(s), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_diagonal_is_that_of_the_exact_curvature():
