@@ -32,9 +32,9 @@ class Adaptation:
         ρ = (h(θ + δ) - h(θ)) / (M(δ) - M(0))
         λ ← ω1 λ  if ρ > 3/4,   λ ← λ / ω1  if ρ < 1/4,   ω1 = ω^T1
 
-    A loss that is no number raises λ. In the inverses, γ² stands for λ + η. At first γ
-    is √(λ + η); then at every T2-th update each of γ, ω2 γ and γ / ω2, ω2 = ω^(T2/2),
-    is tried, and that one kept of which the update's M(δ) is lowest.
+    A loss that is no number raises λ. In the inverses, γ² stands for λ + η. γ begins as
+    √(λ + η); at the first and then at every T2-th update each of γ, ω2 γ and γ / ω2,
+    ω2 = ω^(T2/2), is tried, and that one kept of which the update's M(δ) is lowest.
 
         model.compile(optimizer=KFAC(model, damping=1.0, adaptation=Adaptation()), ...)
 

@@ -100,13 +100,16 @@ class KFAC(keras.optimizers.Optimizer):
         factor_update_period: Updates from one measurement of the factors to the next.
         inverse_update_period: Updates from one inversion of the factors to the next;
             the first three updates have theirs too.
-        subsample: k: the factors are measured on every k-th example of a batch, as a
-            convolution's cost many times what its outputs do.
+        subsample: k: the factors are measured on every k-th example of a batch. (Those
+            of a convolution may cost many times what the convolution does.)
         fisher: `"sampled"` draws labels from the model. `"empirical"` takes the true
             ones, which is another matrix, and not a curvature. `"exact"` takes all
             labels there may be: it runs C copies of the batch through the model, with C
             the size of its output's last axis (of several outputs, their sum). (Layers
-            that draw for each row, such as Dropout, draw others for each copy.)
+            that draw for each row, such as Dropout, draw others for each copy. Where
+            several positions of an output depend on one row a, random signs tell them
+            apart, so that the factors are exact in the mean only; and so is the
+            diagonal of weights that have no block.)
         approximation: `"kronecker"`; `"ekfac"`, in which A and G give the basis only,
             and the curvature along it is measured from single examples' gradients;
             `"diagonal"`, of the weights as they are; or for recurrent layers one that
