@@ -189,18 +189,21 @@ def lowest(gradient, directions, curvature, damping):
     Returns:
         Pair of δ and M(δ) - M(0).
     """
-    # Of length 1, so that neither products nor half precision lose what is small.
+    # In one dtype, of float32 at least, whatever those of the weights; and of length 1,
+    # so that neither products nor half precision lose what is small.
+    given = [v.dtype for v in sum(directions, [])]
+    dtype = keras.backend.result_type("float32", *given)
+    gradient, *directions = [
+        [ops.cast(v, dtype) for v in vector] for vector in (gradient, *directions)
+    ]
     directions = [_unit(direction) for direction in directions]
     slopes = [_dot(gradient, direction) for direction in directions]
     inner = ops.stack([ops.stack([_dot(v, w) for w in directions]) for v in directions])
-    f = curvature(directions)
-    c = f + ops.cast(damping, f.dtype) * ops.cast(inner, f.dtype)
-    coefficients = _solve(c, [ops.cast(slope, c.dtype) for slope in slopes])
+    f = ops.cast(curvature(directions), dtype)
+    c = f + ops.cast(damping, dtype) * inner
+    coefficients = _solve(c, slopes)
     change = [
-        sum(
-            ops.cast(coefficient, v.dtype) * v
-            for coefficient, v in zip(coefficients, of_variable, strict=True)
-        )
+        sum(alpha * v for alpha, v in zip(coefficients, of_variable, strict=True))
         for of_variable in zip(*directions, strict=True)
     ]
     return change, 0.5 * sum(c * s for c, s in zip(coefficients, slopes, strict=True))
@@ -241,13 +244,11 @@ def _solve(c, slopes):
 def _unit(direction):
     length = ops.sqrt(_dot(direction, direction))
     length = ops.where(length == 0, ops.ones_like(length), length)
-    return [v / ops.cast(length, v.dtype) for v in direction]
+    return [v / length for v in direction]
 
 
 def _dot(one, other):
-    return sum(
-        ops.sum(ops.cast(v, w.dtype) * w) for v, w in zip(one, other, strict=True)
-    )
+    return sum(ops.sum(v * w) for v, w in zip(one, other, strict=True))
 
 
 def _pair(check, name, value):

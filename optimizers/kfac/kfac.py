@@ -540,10 +540,11 @@ class KFAC(keras.optimizers.Optimizer):
         """Returns ν, which bounds η² Uᵀ F U, for which stands η² Uᵀ ∇h."""
         if self.norm_constraint is None:
             return 1.0
+        dtype = keras.backend.result_type(*[step.dtype for step in steps])
         square = sum(
-            ops.sum(step * ops.cast(g, step.dtype))
+            ops.sum(ops.cast(step, dtype) * ops.cast(g, dtype))
             for step, g in zip(steps, grads, strict=True)
-        ) * ops.square(ops.cast(learning_rate, steps[0].dtype))
+        ) * ops.square(ops.cast(learning_rate, dtype))
         c = ops.cast(self._value(self.norm_constraint), square.dtype)
         return ops.sqrt(ops.minimum(1.0, c / ops.maximum(square, c * 1e-12)))
 

@@ -341,6 +341,24 @@ def test_the_loss_scale_changes_nothing():
         np.testing.assert_allclose(one, other, rtol=0.02, atol=0.01)
 
 
+@pytest.mark.parametrize("arguments", [{"adaptation": Adaptation()}, {}])
+@pytest.mark.parametrize("dtypes", [("bfloat16",) * 2, ("float32", DTYPE)])
+def test_weights_of_other_dtypes_have_the_same_steps(dtypes, arguments):
+    arguments = arguments or {"norm_constraint": 0.01, "learning_rate": 1.0}
+    x, y = (values.astype("float32") for values in data())
+    found = []
+    for of_layers in (("float32", "float32"), dtypes):
+        model = keras.Sequential([keras.Input((3,))])
+        for size, activation, dtype in zip((4, 2), TANH, of_layers, strict=True):
+            model.add(keras.layers.Dense(size, activation, dtype=dtype))
+        model.set_weights([numbers(*w.shape) for w in model.get_weights()])
+        compiled(model, **arguments)
+        for _ in range(2):
+            model.train_on_batch(x, y)
+        found.append(joined([w.astype("float32") for w in model.get_weights()]))
+    np.testing.assert_allclose(*found, rtol=0.02, atol=0.02)
+
+
 def test_a_batch_is_forgotten_after_its_step():
     model, (x, y) = network(), data()
     optimizer = compiled(model, adaptation=Adaptation())
