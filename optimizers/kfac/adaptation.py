@@ -253,7 +253,8 @@ def _dot(one, other):
 
 def _pair(check, name, value):
     """Returns an argument that must be two numbers, the second one larger."""
-    if not isinstance(value, (list, tuple)) or len(value) != 2 or value[0] >= value[1]:
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    if not (pair and all(map(is_number, value))) or value[0] >= value[1]:
         raise ValueError(
             f"expected `{name}` to be two numbers, the first one smaller. "
             f"Received: {name}={value!r}"

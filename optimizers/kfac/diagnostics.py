@@ -92,7 +92,9 @@ class KFACDiagnostics(keras.callbacks.Callback):
         norms = {}
         for each in optimizers:
             for path, updates in each.last_updates.items():
-                norms[path] = sum(float(ops.sum(ops.square(m))) for m in updates)
+                # Of half precision the squares may be 0, or too large.
+                arrays = [ops.convert_to_numpy(m).astype("float64") for m in updates]
+                norms[path] = sum(np.sum(np.square(m)) for m in arrays)
         found["update_norm"] = sum(norms.values()) ** 0.5
         for each in optimizers if self.factors else ():
             damping = each.inverse_damping

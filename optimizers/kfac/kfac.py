@@ -1,5 +1,6 @@
 """K-FAC, an optimizer that divides gradients by a model's curvature."""
 
+import warnings
 import weakref
 from types import SimpleNamespace
 
@@ -168,8 +169,6 @@ class KFAC(keras.optimizers.Optimizer):
         name="KFAC",
         **kwargs,
     ):
-        if model is not None and not isinstance(model, keras.Model):
-            raise ValueError(f"expected a keras.Model. Received: model={model!r}")
         if is_number(learning_rate):
             learning_rate = float(learning_rate)
         super().__init__(learning_rate=learning_rate, name=name, **kwargs)
@@ -209,6 +208,7 @@ class KFAC(keras.optimizers.Optimizer):
             parts=[],
             layout=None,
             objective=None,
+            seen=False,
         )
         self._track_variable(self._hidden.seeds.state)
         self._updates = self._add_state("factor_updates", (), "int32")
@@ -230,6 +230,8 @@ class KFAC(keras.optimizers.Optimizer):
         Returns:
             The optimizer.
         """
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"expected a keras.Model. Received: model={model!r}")
         self._hidden.model = weakref.ref(model)
         observe_batches(model)
         if self.built:
@@ -291,11 +293,12 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _find_parts(self, variables):
         """Finds the model's blocks, and the weights that have none."""
-        trained = {self._var_key(variable) for variable in variables}
-        if not trained & {self._var_key(v) for v in self.model.trainable_variables}:
+        known = {self._var_key(variable) for variable in self.model.variables}
+        others = [v.path for v in variables if self._var_key(v) not in known]
+        if others:
             raise ValueError(
                 "expected to train the model that the optimizer was given, "
-                f"{self.model.name}. Received: {[v.path for v in variables]}"
+                f"{self.model.name}. Received weights of another: {others}"
             )
         parts = find_parts(
             self.model,
@@ -352,6 +355,9 @@ class KFAC(keras.optimizers.Optimizer):
             sample_weight: Weights of the examples, as in `fit`.
             due: True to measure whether an update is due or not.
         """
+        if not self.built:
+            self._build_all(x)
+        self._hidden.seen = True
         if self.adaptation and due is None:
             batch = keras.tree.map_structure(
                 lambda t: None if t is None else ops.convert_to_tensor(t),
@@ -389,17 +395,22 @@ class KFAC(keras.optimizers.Optimizer):
             ValueError: If the optimizer has no model, or one that is not compiled.
         """
         self._check_model()
+        for batch in batches:
+            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
+            self.observe(x, y, sample_weight, due=True)
+            if self.gradient_accumulation_steps:
+                self._average_sums()
+
+    def _build_all(self, x):
+        """Builds the model, and what it is compiled with."""
+        self._check_model()
         if getattr(self.model, "optimizer", None) is None:
             raise ValueError(
                 "expected a model that is compiled, of whose loss the factors are. "
                 f"Received: {self.model.name}, which is not"
             )
-        for batch in batches:
-            x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(batch)
-            build(self.model, x)
-            self.observe(x, y, sample_weight, due=True)
-            if self.gradient_accumulation_steps:
-                self._average_sums()
+        build(self.model, x)
+        self.build(self.model.trainable_variables)  # Trained in a loop of one's own.
 
     def _check_model(self):
         if self.model is None:
@@ -464,6 +475,12 @@ class KFAC(keras.optimizers.Optimizer):
 
     def _backend_update_step(self, grads, trainable_variables, learning_rate):
         self._check_model()
+        if not self._hidden.seen:
+            warnings.warn(
+                f"KFAC has seen no batch of {self.model.name}, the model that it was "
+                "given: train that one by `fit` or `train_on_batch`, or call `observe` "
+                "before each update."
+            )
         grads, replicas = _reduced(grads)
         if self.gradient_accumulation_steps:
             self._average_sums()

@@ -43,7 +43,7 @@ def measured(model, parts, kind, batch, seed, fraction=1.0):
     without = [part.variables[0] for part in parts if not part.block]
     zeros = [part.zeros() for part in with_block]
     caches = [tensors(part.caches) for part in with_block]
-    trainable = {id(v): ops.convert_to_tensor(v) for v in model.trainable_variables}
+    weights = {id(v): ops.convert_to_tensor(v) for v in model.trainable_variables}
     other = tensors(model.non_trainable_variables)
     if kind == "exact":
         x = _copies(model, x)
@@ -52,16 +52,16 @@ def measured(model, parts, kind, batch, seed, fraction=1.0):
     def f(*values):
         values = list(values)
         taps = [[values.pop(0) for _ in tensors] for tensors in zeros]
-        weights = {**trainable, **dict(zip(map(id, without), values, strict=True))}
+        of_id = dict(zip(map(id, without), values, strict=True))
+        # One that was frozen since the parts were found has no place, and gradient 0.
+        given = [of_id.get(name, value) for name, value in weights.items()]
         with tapped(model, with_block, taps, caches):
             # Nothing that the call changes, such as batch statistics, is kept.
-            outputs, _ = model.stateless_call(
-                list(weights.values()), other, x, **arguments
-            )
+            outputs, _ = model.stateless_call(given, other, x, **arguments)
         return SCALE * _f(model, kind, outputs, y, sample_weight, seed, fraction)
 
     values = [tensor for tensors in zeros for tensor in tensors]
-    values += [trainable[id(variable)] for variable in without]
+    values += tensors(without)
     found = gradients(f, values)
     factors = []
     for part, tensors_of in zip(with_block, zeros, strict=True):

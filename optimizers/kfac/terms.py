@@ -145,7 +145,7 @@ def terms_of(model, outputs):
         model: A compiled model.
         outputs: Its outputs, whose numbers are those of `keras.tree.flatten`.
     """
-    losses = model.loss
+    losses = getattr(model, "loss", None)
     if losses is None:
         raise ValueError(
             "expected a model that is compiled with a loss, from which its likelihood "

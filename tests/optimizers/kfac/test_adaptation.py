@@ -408,6 +408,7 @@ def test_the_damping_has_bounds_and_rises_with_losses_that_are_no_numbers():
         {"subsample": 0},
         {"decay": 0.0},
         {"thresholds": (0.75, 0.25)},
+        {"thresholds": (0.25, None)},
         {"bounds": (0.0, 1.0)},
     ],
 )

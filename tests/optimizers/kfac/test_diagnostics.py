@@ -122,6 +122,20 @@ def test_of_two_it_adds_the_figures_of_all_weights():
     assert conditions == {v.name for v in model.trainable_variables}
 
 
+def test_the_length_of_an_update_of_half_precision():
+    dense = keras.layers.Dense(2, dtype="float16")
+    model = keras.Sequential([keras.Input((3,)), dense])
+    optimizer = KFAC(model)
+    model.compile(optimizer, "mse", auto_scale_loss=False, **QUICK)
+    optimizer.build(model.trainable_variables)
+    for m in optimizer._momentums:
+        m.assign(1e-5 * np.ones(m.shape))
+    logs, callback = {}, KFACDiagnostics(factors=False)
+    callback.set_model(model)
+    callback.on_epoch_end(0, logs)
+    assert logs["kfac/update_norm"] == pytest.approx(1e-5 * 8**0.5, rel=0.01)
+
+
 def test_factors_of_neighbouring_steps_are_not_divided_by():
     factors = {"A": np.diag([1.0, 3.0]), "G": np.diag([2.0, 2.0])}
     conditions = condition_numbers(factors, 0.5)

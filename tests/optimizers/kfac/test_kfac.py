@@ -631,6 +631,24 @@ def test_weights_without_a_block_have_a_diagonal_curvature(fisher):
     np.testing.assert_allclose(weights[0].numpy() - before, expected, atol=1e-5)
 
 
+def test_a_weight_without_a_block_may_be_frozen_later():
+    prelu = keras.layers.PReLU(dtype=DTYPE)
+    last = keras.layers.Dense(2, dtype=DTYPE)
+    model = keras.Sequential([keras.Input((3,), dtype=DTYPE), prelu, last])
+    x, y = inputs(), labels(5, "gaussian")
+    with pytest.warns(UserWarning, match="diagonal curvature: .*alpha"):
+        optimizer = compiled(model)
+        model.train_on_batch(x, y)
+    before = prelu.get_weights()
+    prelu.trainable = False
+    optimizer.observe(ops.convert_to_tensor(x))
+    a = np.concatenate([ops.convert_to_numpy(prelu(x)), np.ones((5, 1))], 1)
+    first = np.concatenate([np.maximum(x, 0), np.ones((5, 1))], 1)
+    expected = (first.T @ first + a.T @ a) / 10
+    np.testing.assert_allclose(factors(optimizer)[0][0], expected, rtol=1e-5)
+    np.testing.assert_array_equal(prelu.get_weights(), before)
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_loaded_model_goes_on_as_if_it_had_not_stopped(tmp_path, wrapped):
     x, y = inputs(6).astype("float32"), labels(6, "categorical")
@@ -725,6 +743,28 @@ def test_another_model_is_refused():
     model.compile(KFAC(other, fisher="exact"), "mse", **QUICK)
     with pytest.raises(ValueError, match="the model that the optimizer was given"):
         model.train_on_batch(inputs(), labels(5, "gaussian"))
+    # Also a part of the model that is trained, or a model of which that is a part.
+    x, y = inputs().astype("float32"), labels(5, "gaussian").astype("float32")
+    inner = network(dtype="float32")
+    outer = keras.Sequential([keras.Input((3,)), inner, keras.layers.Dense(2)])
+    outer.compile(KFAC(inner, fisher="exact"), "mse", **QUICK)
+    with pytest.raises(ValueError, match=f"weights of another: .'{outer.name}/"):
+        outer.train_on_batch(x, y)
+    inner.compile(KFAC(outer, fisher="exact"), "mse", **QUICK)
+    with pytest.warns(UserWarning, match=f"seen no batch of {outer.name}"):
+        inner.train_on_batch(x, y)
+
+
+def test_in_a_loop_of_ones_own_the_first_batch_counts():
+    x, model = inputs(), network()
+    optimizer = compiled(model)
+    optimizer.observe(ops.convert_to_tensor(x))
+    expected = factors(observed(model, x))
+    for one, other in zip(factors(optimizer), expected, strict=True):
+        for factor, value in zip(one, other, strict=True):
+            np.testing.assert_array_equal(factor, value)
+    with pytest.raises(ValueError, match="expected a model that is compiled"):
+        KFAC(network()).observe(ops.convert_to_tensor(x))
 
 
 def test_resume_needs_a_model_with_it():
@@ -733,6 +773,8 @@ def test_resume_needs_a_model_with_it():
     with pytest.raises(ValueError, match="compiled with KFAC"):
         KFAC.resume(model)
     assert attach(model) is model
+    with pytest.raises(ValueError, match="Received: model=None"):
+        KFAC(None).attach(None)
 
 
 @pytest.mark.slow
