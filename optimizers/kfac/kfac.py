@@ -373,9 +373,13 @@ class KFAC(keras.optimizers.Optimizer):
             kept = [v for part in parts for v in part.factors]
             counts = [self._updates, self._skipped]
         old = tensors([*counts, *kept])
+        replica = _replica_context()
+        replicas = replica.num_replicas_in_sync if replica else 1
 
         def measure():
             data, fraction = every((x, y, sample_weight), self.subsample)
+            # A sum over examples is one over those of all replicas.
+            fraction = fraction / replicas
             batch = measured(self.model, parts, self.fisher, data, seed, fraction)
             return self._add_batch(batch, *old)
 
@@ -694,16 +698,23 @@ class KFAC(keras.optimizers.Optimizer):
         return optimizer
 
 
-def _reduced(grads):
-    """Returns gradients summed over TensorFlow's replicas, and how many there are."""
+def _replica_context():
+    """TensorFlow's context in one of several replicas, or None."""
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
         context = tf.distribute.get_replica_context()
         if context is not None and context.num_replicas_in_sync > 1:
-            grads = context.all_reduce(tf.distribute.ReduceOp.SUM, list(grads))
-            return grads, context.num_replicas_in_sync
-    return grads, 1
+            return context
+    return None
+
+
+def _reduced(grads):
+    """Returns gradients summed over TensorFlow's replicas, and how many there are."""
+    replica = _replica_context()
+    if replica is None:
+        return grads, 1
+    return replica.all_reduce("SUM", list(grads)), replica.num_replicas_in_sync
 
 
 def _number_or_schedule(check, name, value):

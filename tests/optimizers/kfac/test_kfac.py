@@ -506,6 +506,23 @@ def test_momentum_and_schedules(constraint):
         np.testing.assert_allclose(float(optimizer.damping), 1e8 * 0.5 ** (t + 1))
 
 
+def test_weight_decay_and_polyaks_average_are_apart_from_the_step():
+    x, y, rate = inputs(), labels(5, "gaussian"), {"learning_rate": 0.5}
+    plain = step(network(sizes=(3, 2)), x, y, norm_constraint=1e-3, **rate)
+    model = network(sizes=(3, 2))
+    before = model.get_weights()
+    kept = {"weight_decay": 0.1, "use_ema": True, "ema_momentum": 0.9}
+    decayed = step(model, x, y, norm_constraint=1e-3, **rate, **kept)
+    for found, change, w in zip(decayed, plain, before, strict=True):
+        np.testing.assert_allclose(found, change - 0.5 * 0.1 * w, rtol=1e-5, atol=1e-6)
+    first = model.get_weights()
+    model.train_on_batch(x, y)
+    second = model.get_weights()
+    model.optimizer.finalize_variable_values(model.trainable_variables)
+    for found, one, other in zip(model.get_weights(), first, second, strict=True):
+        np.testing.assert_allclose(found, 0.9 * one + 0.1 * other, rtol=1e-5)
+
+
 def test_periods():
     model, x, y = network(), inputs(), labels(5, "gaussian")
     optimizer = compiled(

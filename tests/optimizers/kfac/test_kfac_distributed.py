@@ -17,7 +17,7 @@ COMMON = """
     x = numbers.normal(size=(64, 4)).astype("float32")
     y = numbers.normal(size=(64, 2)).astype("float32")
 
-    def trained():
+    def trained(loss="mse"):
         keras.utils.set_random_seed(0)
         layers = [keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)]
         model = keras.Sequential([keras.Input((4,)), *layers])
@@ -25,7 +25,7 @@ COMMON = """
             model, 0.1, norm_constraint=1e-2, factor_update_period=2,
             inverse_update_period=3, fisher="exact", seed=0,
         )
-        model.compile(optimizer, loss="mse")
+        model.compile(optimizer, loss=loss)
         model.fit(x, y, batch_size=8, shuffle=False, verbose=0)
         state = [*model.weights, *optimizer.variables]
         return [keras.ops.convert_to_numpy(v) for v in state]
@@ -63,9 +63,10 @@ def test_mirrored_strategy():
         )
         """,
         """
-        with tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]).scope():
-            two = trained()
-        check(two, trained())
+        for loss in ("mse", keras.losses.MeanSquaredError(reduction="sum")):
+            with tf.distribute.MirroredStrategy(["cpu:0", "cpu:1"]).scope():
+                two = trained(loss)
+            check(two, trained(loss))
         print("done")
         """,
     )
