@@ -8,5 +8,6 @@ from . import (
     embedding,
     normalization,
     recurrent,
+    time_distributed,
     variational,
 )
