@@ -86,6 +86,20 @@ class Likelihood:
         """
         raise NotImplementedError(f"{type(self).__name__} has no `loss`")
 
+    def smoothed(self, labels, outputs, smoothing):
+        """Returns labels as the loss smooths them.
+
+        Args:
+            labels: Tensor.
+            outputs: Tensor.
+            smoothing: The loss's `label_smoothing`, s: a part s of the labels is spread
+                over all that there are.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} has no `smoothed`, which a loss with "
+            "`label_smoothing` needs"
+        )
+
     def draw(self, outputs, seed):
         """Returns labels drawn from the model.
 
@@ -137,6 +151,11 @@ class Categorical(Likelihood):
             labels = ops.one_hot(ops.cast(labels, "int32"), outputs.shape[-1])
         return -ops.sum(ops.cast(labels, log_p.dtype) * log_p, axis=-1)
 
+    def smoothed(self, labels, outputs, smoothing):
+        """Returns one-hot labels as the loss smooths them."""
+        labels = ops.cast(labels, outputs.dtype)
+        return labels * (1 - smoothing) + smoothing / outputs.shape[-1]
+
     def draw(self, outputs, seed):
         """Returns labels drawn from the model, as classes."""
         p = ops.exp(self.log_probabilities(outputs))
@@ -173,6 +192,10 @@ class Bernoulli(Likelihood):
         z = self.logits(outputs)
         labels = ops.reshape(ops.cast(labels, z.dtype), ops.shape(z))
         return ops.sum(ops.softplus(z) - labels * z, axis=-1)
+
+    def smoothed(self, labels, outputs, smoothing):
+        """Returns labels as the loss smooths them."""
+        return ops.cast(labels, outputs.dtype) * (1 - smoothing) + smoothing / 2
 
     def draw(self, outputs, seed):
         """Returns labels drawn from the model."""

@@ -52,6 +52,7 @@ class Term:
                 f"weights. Received: ignore_class={config['ignore_class']}"
             )
         self.likelihood = known(config.get("from_logits", False))
+        self.smoothing = config.get("label_smoothing", 0.0)
         self.weight = 1.0 if weight is None else float(weight)
 
     def f(self, kind, outputs, labels, sample_weight, seed, fraction=1.0):
@@ -78,7 +79,10 @@ class Term:
         else:
             if kind == "sampled":
                 labels = self.likelihood.draw(ops.stop_gradient(outputs), seed)
-            losses = self.likelihood.loss(ops.convert_to_tensor(labels), outputs)
+            labels = ops.convert_to_tensor(labels)
+            if kind == "empirical" and self.smoothing:
+                labels = self.likelihood.smoothed(labels, outputs, self.smoothing)
+            losses = self.likelihood.loss(labels, outputs)
             terms = ops.shape(losses)
         if kind != "sampled":
             # For what sums over examples before it squares.

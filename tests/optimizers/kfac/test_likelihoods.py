@@ -41,6 +41,8 @@ def test_labels_are_drawn_from_the_model(from_logits):
         ("categorical_crossentropy", [[0, 0, 1], [1, 0, 0]]),
         ("binary_crossentropy", [[1, 0, 1], [0, 0, 1]]),
         ("mse", [[0.3, 2.0, -1.0], [0.0, 1.0, 0.5]]),
+        (keras.losses.CategoricalCrossentropy(label_smoothing=0.3), np.eye(3)[[2, 0]]),
+        (keras.losses.BinaryCrossentropy(label_smoothing=0.3), [[1, 0, 1], [0, 0, 1]]),
     ],
 )
 def test_a_term_is_the_loss_but_for_its_share(loss, labels):
