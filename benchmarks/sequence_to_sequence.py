@@ -15,6 +15,9 @@ attended to; the decoder's the attention, the logits and the loss. Runs that hav
 with the same settings are not run again. At the end the exact match of reversible
 layers, a mean over seeds, is compared with that of Keras's, with a bar. The pattern is
 of a network's name and what it attends to, such as "rev_gru_3 slice*".
+
+Reversible networks have about as many weights as their peers. Each network has the
+learning rate of a grid whose validation loss is the least, from the first seed.
 """
 
 import argparse
@@ -42,16 +45,18 @@ from kzoo.zoo.models.attention_seq2seq import ATTEND_TO, attention_seq2seq, tran
 
 RESULTS = Path(__file__).parent / "results" / "sequence_to_sequence.jsonl"
 SEEDS = (0, 1, 2)
+# kind -> (layer, units with which there are as many weights)
 LAYERS = {
-    "gru": keras.layers.GRU,
-    "rev_gru_3": partial(RevGRU, max_forget_bits=3),
-    "rev_gru_2": partial(RevGRU, max_forget_bits=2),
-    "rev_gru_5": partial(RevGRU, max_forget_bits=5),
-    "lstm": keras.layers.LSTM,
-    "rev_lstm_3": partial(RevLSTM, max_forget_bits=3),
+    "gru": (keras.layers.GRU, 128),
+    "rev_gru_3": (partial(RevGRU, max_forget_bits=3), 144),
+    "rev_gru_2": (partial(RevGRU, max_forget_bits=2), 144),
+    "rev_gru_5": (partial(RevGRU, max_forget_bits=5), 144),
+    "lstm": (keras.layers.LSTM, 128),
+    "rev_lstm_3": (partial(RevLSTM, max_forget_bits=3), 132),
 }
-SIZES = {"units": 128, "slice_size": 20, "dropout": 0.1}
-BATCH, EPOCHS, PATIENCE, LEARNING_RATE = 64, 8, 3, 4e-3
+SIZES = {"slice_size": 20, "dropout": 0.1}
+BATCH, EPOCHS, PATIENCE = 64, 8, 3
+RATES = (4e-3, 8e-3, 1.6e-2)
 # What memory is measured of.
 ROWS, STEPS, UNITS = 64, 100, 256
 # Which part of its peer's exact match that of a reversible layer is to be, at least.
@@ -68,10 +73,9 @@ UNTOLD = {
 
 def network(kind, attend_to, **changes):
     """An encoder-decoder of a kind of recurrent layer."""
-    sizes = {**SIZES, **changes}
-    return attention_seq2seq(
-        VOCABULARY, recurrent=LAYERS[kind], attend_to=attend_to, **sizes
-    )
+    layer, units = LAYERS[kind]
+    sizes = {"units": units, **SIZES, **changes}
+    return attention_seq2seq(VOCABULARY, recurrent=layer, attend_to=attend_to, **sizes)
 
 
 def arrays(split):
@@ -81,11 +85,11 @@ def arrays(split):
     return inputs, np.stack([label for _, label in rows])
 
 
-def trained(model, seed, data):
+def trained(model, learning_rate, seed, data):
     """Trains a network; returns what there is to tell of it."""
     train, validation = data["train"], data["validation"]
     steps = len(train[1]) // BATCH
-    rate = keras.optimizers.schedules.CosineDecay(LEARNING_RATE, EPOCHS * steps)
+    rate = keras.optimizers.schedules.CosineDecay(learning_rate, EPOCHS * steps)
     model.compile(
         keras.optimizers.Adam(rate, global_clipnorm=1.0),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -158,18 +162,19 @@ def memory(kind, attend_to):
     }
 
 
-def settings(kind, attend_to, seed):
+def settings(kind, attend_to, seed, learning_rate):
     """What a line tells of a run before it begins."""
     return {
         "network": kind,
         "attend_to": attend_to,
         "seed": seed,
         "dataset": "camel_case",
+        "units": LAYERS[kind][1],
         **SIZES,
         "batch_size": BATCH,
         "most_epochs": EPOCHS,
         "patience": PATIENCE,
-        "learning_rate": LEARNING_RATE,
+        "learning_rate": learning_rate,
         "memory_of": {"rows": ROWS, "steps": STEPS, "units": UNITS},
         "backend": keras.backend.backend(),
         "dtype": keras.config.dtype_policy().name,
@@ -195,7 +200,7 @@ def run(asked, data):
     return {
         **asked,
         "parameters": model.count_params(),
-        **trained(model, seed, data),
+        **trained(model, asked["learning_rate"], seed, data),
         "exact_match": exact_match(model, data, 1),
         "exact_match_4_beams": exact_match(model, data, 4),
         "bytes": memory(kind, attend_to),
@@ -203,6 +208,36 @@ def run(asked, data):
         "bar": BAR if peer_of(kind) else None,
         "command": "python benchmarks/sequence_to_sequence.py",
     }
+
+
+@cache
+def data_set():
+    """The splits' arrays."""
+    return {split: arrays(split) for split in ("train", "validation", "test")}
+
+
+def measured(asked):
+    """The line of a run, which is the one there is or a new one."""
+    line = recorded(asked, results.read(RESULTS))
+    if line is None:
+        line = run(asked, data_set())
+        results.append(RESULTS, line)
+        names = ("network", "attend_to", "learning_rate", "seed", "bytes")
+        tqdm.write(
+            f"{' '.join(str(line[name]) for name in names)}: validation loss "
+            f"{line['validation_loss']:.4f}, exact match {line['exact_match']:.3f}, "
+            f"{line['seconds']:.0f} s"
+        )
+    return line
+
+
+def tuned(kind, attend_to):
+    """The learning rate of a network."""
+
+    def loss(rate):
+        return measured(settings(kind, attend_to, SEEDS[0], rate))["validation_loss"]
+
+    return min(RATES, key=loss)
 
 
 def peer_of(kind):
@@ -246,22 +281,13 @@ def main(argv=None):
     ]
     if not chosen:
         parser.error(f"expected a pattern for one of {[*LAYERS]} and of {ATTEND_TO}")
-    lines = results.read(RESULTS)
-    asked = [settings(*one, seed) for seed in arguments.seeds for one in chosen]
-    asked = [one for one in asked if not recorded(one, lines)]
-    splits = ("train", "validation", "test") if asked else ()
-    data = {split: arrays(split) for split in splits}
-    for one in tqdm(asked, disable=not asked):
-        record = run(one, data)
-        results.append(RESULTS, record)
-        tqdm.write(
-            f"{record['network']} {record['attend_to']} {record['seed']}: exact match "
-            f"{record['exact_match']:.3f}, {record['seconds']:.0f} s, {record['bytes']}"
-        )
-    lines = results.read(RESULTS)
-    every = itertools.product(LAYERS, ATTEND_TO, arguments.seeds)
-    lines = [recorded(settings(*one), lines) for one in every]
-    parts = parts_of_peers(filter(None, lines))
+    lines = []
+    for kind, attend_to in tqdm(chosen):
+        for one in filter(None, (peer_of(kind), kind)):
+            rate = tuned(one, attend_to)
+            asked = (settings(one, attend_to, s, rate) for s in arguments.seeds)
+            lines += map(measured, asked)
+    parts = parts_of_peers(lines)
     missed = 0
     for kind, attend_to in filter(parts.__contains__, chosen):
         part = parts[kind, attend_to]

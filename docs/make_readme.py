@@ -306,19 +306,28 @@ def reversible_table():
     return "\n".join(lines)
 
 
+def best_rate(records, loss):
+    """Returns the learning rate whose record of the first seed has the least loss."""
+    first = min(r["seed"] for r in records)
+    return min((r for r in records if r["seed"] == first), key=loss)["learning_rate"]
+
+
 def translation_table():
     """Returns the figures of benchmarks/sequence_to_sequence.py, over seeds."""
     records = results.read(ROOT / "benchmarks/results/sequence_to_sequence.jsonl")
     runs = {}
     for r in records:
         runs.setdefault((r["attend_to"], r["network"]), []).append(r)
+    for key, own in runs.items():
+        rate = best_rate(own, lambda r: r["validation_loss"])
+        runs[key] = [r for r in own if r["learning_rate"] == rate]
     lines = [
-        "| attends to | network | exact match | 4 beams | accuracy | encoder MB (times "
-        "less) | decoder MB (times less) | seeds |",
-        "|---|---|---|---|---|---|---|---|",
+        "| attends to | network | units | learning rate | exact match | 4 beams | "
+        "accuracy | encoder MB (times less) | decoder MB (times less) | seeds |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for (attend_to, name), own in sorted(runs.items()):
-        cells = [
+        cells = [f"{own[0]['units']}", f"{own[0]['learning_rate']:g}"] + [
             spread([r[key] for r in own], 3)
             for key in ("exact_match", "exact_match_4_beams", "token_accuracy")
         ]
@@ -335,10 +344,12 @@ def translation_table():
 
 def language_table():
     """Returns the figures of benchmarks/language_model.py, over seeds."""
-    runs = {}
+    searched, runs = {}, {}
     for r in results.read(ROOT / "benchmarks/results/language_model.jsonl"):
-        if "test" in r["splits"]:  # Not of the search.
-            runs.setdefault(r["claim"], {})[r["seed"]] = r
+        searched.setdefault(r["claim"], []).append(r)
+    for claim, own in searched.items():
+        rate = best_rate(own, lambda r: r["bits_per_character"]["validation"])
+        runs[claim] = {r["seed"]: r for r in own if r["learning_rate"] == rate}
     lines = [
         "| layer | bits forgotten at most | learning rate | validation | test | of the "
         "peer's | bar | layer MB (times less) | step MB (times less) | processor, s | "
