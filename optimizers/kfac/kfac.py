@@ -74,6 +74,8 @@ class KFAC(keras.optimizers.Optimizer):
         model = keras.saving.load_model("model.keras")
         KFAC.resume(model)
 
+    (Nor does a file hold the seeds of Keras's Dropout, which begins its masks anew.)
+
     Weights of layers without a `CurvatureBlock` are divided by a diagonal curvature,
     D + λ, estimated from the square of the sampled loss's gradient; which layers those
     are is printed once.
