@@ -72,6 +72,7 @@ def test_states_are_carried_through_compiled_steps(layer, jit_compile):
     )
 
 
+@pytest.mark.slow
 def test_states_of_both_directions_are_carried():
     around = partial(keras.layers.Bidirectional, merge_mode="concat")
     carried, whole = (made(RevLSTM, s, around) for s in (True, False))

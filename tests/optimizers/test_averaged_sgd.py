@@ -129,6 +129,7 @@ def test_in_fit_the_mean_is_evaluated_and_stays():
         assert np.isfinite(variable.numpy()).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [False, True])
 def test_a_resumed_fit_goes_on_with_what_was_seen(tmp_path, scaled):
     """The loss of the third epoch is compared with that of the first one."""

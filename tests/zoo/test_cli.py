@@ -191,6 +191,7 @@ def test_train_again_reuses_the_run_and_refuses_another(here, capsys):
     assert (here / "run/history.json").read_bytes() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [

@@ -180,6 +180,7 @@ def test_recurrent_kernels_have_fast_weights_of_their_own():
         np.testing.assert_allclose(cosine, 1, rtol=1e-6)  # They start as ones.
 
 
+@pytest.mark.slow
 def test_a_report_of_a_model(data_dir, tmp_path):
     model = ensemble()
     options = {"split": "validation", "data_dir": data_dir}

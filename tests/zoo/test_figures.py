@@ -50,6 +50,7 @@ def test_wilsons_interval():
     np.testing.assert_allclose([high[1], low[2]], [1, 0], atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_figure_is_written_whole_and_again_the_same(tmp_path):
     labels, ensemble = answers()
     single = {**ensemble, "member_probabilities": ensemble["probabilities"][:, None]}

@@ -77,6 +77,7 @@ def test_each_seed_is_one_line(made):
         assert record["versions"]["keras"] == keras.__version__
 
 
+@pytest.mark.slow
 def test_the_seed_best_on_validation_is_exported(made, capsys):
     folder, _ = made
     records = results.read(folder / "digits.jsonl")
@@ -90,6 +91,7 @@ def test_the_seed_best_on_validation_is_exported(made, capsys):
         assert figures[key] == pytest.approx(value, abs=1e-5), key
 
 
+@pytest.mark.slow
 def test_the_card_holds_what_was_measured(made):
     folder, _ = made
     records = results.read(folder / "digits.jsonl")
@@ -116,6 +118,7 @@ def test_the_card_holds_what_was_measured(made):
     assert "| learning rate | 0.001 |" in card
 
 
+@pytest.mark.slow
 def test_the_folder_is_a_mirror(made, tmp_path, monkeypatch):
     folder, _ = made
     monkeypatch.setattr(hub, "PACKAGED", folder / "saved_models")
@@ -127,6 +130,7 @@ def test_the_folder_is_a_mirror(made, tmp_path, monkeypatch):
     assert answer["member_probabilities"].shape == (3, 2, 10)
 
 
+@pytest.mark.slow
 def test_again_changes_nothing(made, capsys):
     folder, arguments = made
     before = snapshot(folder)

@@ -107,6 +107,7 @@ def test_accumulated_steps_have_the_divergence_once(accumulated):
     np.testing.assert_allclose(found, loc - 0.1 * gradient, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "jit_compile", [True, pytest.param(False, marks=pytest.mark.tensorflow)]
 )

@@ -254,6 +254,7 @@ def test_every_member_of_an_ensemble_sees_every_sample():
     np.testing.assert_allclose(drawn.predict(X, verbose=0), expected, 1e-4, 1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize(
     "make", [PosteriorMean, lambda m: PosteriorSamples(m, 4, seed=3)]

@@ -936,6 +936,7 @@ def test_tensorflow_variables_and_checkpoints(tmp_path):
     close(run(optimizer, steps[4:], variables), expected[4:])
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 @pytest.mark.parametrize("jit", [False, True])
 def test_sparse_gradients_and_an_optimizer_built_within_a_function(jit):

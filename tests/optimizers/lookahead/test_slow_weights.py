@@ -186,6 +186,7 @@ def test_evaluate_and_predict_with_the_callback():
     equal(state(model), before)
 
 
+@pytest.mark.slow
 def test_the_best_model_is_the_one_that_was_measured(tmp_path):
     file = tmp_path / "best.keras"
     model, plain = compiled(), compiled()

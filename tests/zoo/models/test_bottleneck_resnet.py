@@ -45,6 +45,7 @@ def twin(name):
     return f"conv{int(stage[5:]) + 2}_block{int(block[5:]) + 1}_{part}_{kind}"
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # Fifty layers take JAX minutes to compile.
 def test_equals_keras_with_its_weights():
     def convolution(*args, **kwargs):

@@ -129,6 +129,7 @@ def test_saved_loaded_and_answered_elsewhere(tmp_path):
             record_answer(folder, signature, 0, {"x": X}, answer)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("members", ["split", "tile"])
 def test_in_the_zoo(members, data_dir, tmp_path):
     def small():

@@ -153,6 +153,7 @@ def test_saved_loaded_and_answered_elsewhere(tmp_path):
             record_answer(folder, signature, 0, {"x": X}, answer)
 
 
+@pytest.mark.slow
 def test_in_the_zoo(data_dir, tmp_path):
     def make(input_shape, logits):
         image = keras.Input(input_shape, name="image")

@@ -51,6 +51,7 @@ def test_depth_counts_layers_with_weights(depth, convolutions):
     assert len(layers) == convolutions
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow  # Sizes are the same on JAX.
 def test_sizes_for_cifar10():
     # Of ResNet-n the paper has 0.27 and 0.46 million, without shortcuts with weights.

@@ -196,6 +196,7 @@ def batch_ensemble(members=2):
     }
 
 
+@pytest.mark.slow
 def test_members_are_transformers(tmp_path):
     model = made(**batch_ensemble())
     ids, single, probs = sentences(), made(), []

@@ -40,7 +40,9 @@ def trained(model, data, steps=3, **kwargs):
     return model
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_earlier_tasks_answer_the_same_to_the_bit(jit_compile):
     lifelong = Lifelong(body(), **APART)
     first = lifelong.add_task("first", 3)
@@ -107,6 +109,7 @@ def test_the_first_task_starts_as_the_body_does():
     np.testing.assert_allclose(model.predict(x, verbose=0), expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_saved_and_loaded(tmp_path):
     plain = body()
     plain.set_weights([np.random.default_rng(0).random(w.shape) for w in plain.weights])
@@ -136,6 +139,7 @@ def test_saved_and_loaded(tmp_path):
     np.testing.assert_array_equal(loaded.tasks["one"].predict(x, verbose=0), before)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow
 def test_one_saved_model_has_each_kernel_once(tmp_path):
     lifelong = Lifelong(body(4000), **APART)
@@ -181,7 +185,7 @@ def test_digits_two_at_a_time():
     assert len(accuracies) == 5 and min(accuracies.values()) > 0.9, accuracies
 
 
-@pytest.mark.parametrize("fast", [False, True])
+@pytest.mark.parametrize("fast", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_task_is_trained_again_by_an_optimizer_of_its_own(fast):
     lifelong = Lifelong(body(), **APART)
     model = lifelong.add_task("one", 2)

@@ -48,6 +48,7 @@ SCORES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", [*SCORES, "function"])
 def test_logs_what_all_pairs_say(score):
     function = SCORES.get(score, lambda a: -probabilities(a)[:, 0])

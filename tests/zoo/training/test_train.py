@@ -201,6 +201,7 @@ def test_a_regressor_learns_by_its_likelihood(run):
     )
 
 
+@pytest.mark.slow
 def test_a_tagger_learns_and_a_language_model_is_refused(run, monkeypatch):
     """Both go from ids to logits at each step, but of tags and of ids."""
     ids = np.random.default_rng(0).integers(0, 6, (64, 5))
