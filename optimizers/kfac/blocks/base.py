@@ -237,6 +237,45 @@ class CurvatureBlock:
         return ops.concatenate([a, ops.ones_like(a[..., :1])], axis=-1)
 
 
+class BlockOfInside(CurvatureBlock):
+    """The block of a layer that runs another one, whose matrix is that of the latter.
+
+    Args:
+        layer: A built layer.
+        inside: The block of the layer inside of it.
+    """
+
+    def __init__(self, layer, inside):
+        self.inside = inside
+        super().__init__(layer)
+
+    def find_kernel(self, layer):
+        """Returns the kernel of the layer inside."""
+        return self.inside.kernel
+
+    def find_bias(self, layer):
+        """Returns the bias of the layer inside, or None."""
+        return self.inside.bias
+
+    @property
+    def variables(self):
+        """The variables that the matrix consists of."""
+        return self.inside.variables
+
+    @property
+    def shape(self):
+        """The shape of the matrix of the layer inside."""
+        return self.inside.shape
+
+    def join(self, tensors):
+        """Returns tensors like the variables as one like W."""
+        return self.inside.join(tensors)
+
+    def split(self, matrix):
+        """Returns a tensor like W as tensors like the variables."""
+        return self.inside.split(matrix)
+
+
 def positions(x):
     """A tensor `[N, ..., n]` as `[N, R, n]`."""
     middle = x.shape[1:-1]

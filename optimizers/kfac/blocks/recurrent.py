@@ -9,6 +9,7 @@ from keras.src.backend import set_keras_mask
 from ..approximations.lag_one import LagOne
 from ..approximations.lag_one_limit import LagOneLimit
 from .base import (
+    BlockOfInside,
     CurvatureBlock,
     attributes,
     find_blocks,
@@ -153,7 +154,7 @@ class GRUBlock(CellBlock):
 @register_curvature_block(keras.layers.SimpleRNN)
 @register_curvature_block(keras.layers.LSTM)
 @register_curvature_block(keras.layers.GRU)
-class SequenceBlock(CurvatureBlock):
+class SequenceBlock(BlockOfInside):
     """A matrix of the cell that a layer runs, at all steps of each sequence.
 
     The rows a_t need h_{t-1}, which a run of the layer before gives. The zeros that are
@@ -166,7 +167,7 @@ class SequenceBlock(CurvatureBlock):
 
     Args:
         layer: A built recurrent layer.
-        of_cell: The block of its cell.
+        inside: The block of its cell.
     """
 
     approximations = {
@@ -175,10 +176,9 @@ class SequenceBlock(CurvatureBlock):
         "lag_one_limit": LagOneLimit,
     }
 
-    def __init__(self, layer, of_cell):
-        self.of_cell = of_cell
+    def __init__(self, layer, inside):
         self.running = False
-        super().__init__(layer)
+        super().__init__(layer, inside)
 
     @classmethod
     def of(cls, layer):
@@ -186,37 +186,11 @@ class SequenceBlock(CurvatureBlock):
         blocks = find_blocks(layer.cell)
         return [cls(layer, block) for block in blocks if isinstance(block, CellBlock)]
 
-    def find_kernel(self, layer):
-        """Returns the cell's kernel."""
-        return self.of_cell.kernel
-
-    def find_bias(self, layer):
-        """Returns the cell's bias, or None."""
-        return self.of_cell.bias
-
-    @property
-    def variables(self):
-        """The variables that the cell's matrix consists of."""
-        return self.of_cell.variables
-
-    @property
-    def shape(self):
-        """The shape of the cell's matrix."""
-        return self.of_cell.shape
-
-    def join(self, tensors):
-        """Returns tensors like the variables as one like W."""
-        return self.of_cell.join(tensors)
-
-    def split(self, matrix):
-        """Returns a tensor like W as tensors like the variables."""
-        return self.of_cell.split(matrix)
-
     @contextlib.contextmanager
     def tapping(self, tap):
         """A context in which the layer's calls have taps, and others of its cell."""
         cell = self.layer.cell
-        by_itself, alone = cell.call, self.of_cell.tapped_call(cell.call, tap)
+        by_itself, alone = cell.call, self.inside.tapped_call(cell.call, tap)
 
         def step(*args, **kwargs):
             return (by_itself if self.running else alone)(*args, **kwargs)
@@ -232,9 +206,9 @@ class SequenceBlock(CurvatureBlock):
             with attributes(self, running=True):
                 # Beside x there may be what another block of the cell adds.
                 a = x = sequences[..., : cell.kernel.shape[0]]
-                if self.of_cell.reads_state:
+                if self.inside.reads_state:
                     h = self._states_before(sequences, initial_state, mask, training)
-                    a = self.of_cell.multiplied(x, h)
+                    a = self.inside.multiplied(x, h)
                 if mask is not None:
                     set_keras_mask(a, keras.tree.flatten(mask)[0])
                 s = tap(a, ops.zeros((*ops.shape(a)[:-1], size), a.dtype))
@@ -253,7 +227,7 @@ class SequenceBlock(CurvatureBlock):
         size = self.shape[-1]
 
         def call_of_both(inputs, states, *args, **kwargs):
-            with self.of_cell.added(inputs[..., -size:]):
+            with self.inside.added(inputs[..., -size:]):
                 return call(inputs[..., :-size], states, *args, **kwargs)
 
         return call_of_both

@@ -6,7 +6,7 @@ import keras
 from keras import ops
 from keras.src.backend import get_keras_mask, set_keras_mask
 
-from .base import CurvatureBlock, attributes, find_blocks, register_curvature_block
+from .base import BlockOfInside, attributes, find_blocks, register_curvature_block
 from .conv import SpatialBlock
 from .dense import DenseBlock
 from .einsum_dense import EinsumDenseBlock
@@ -16,7 +16,7 @@ BY_ITSELF = (DenseBlock, EinsumDenseBlock, SpatialBlock)
 
 
 @register_curvature_block(keras.layers.TimeDistributed)
-class TimeDistributedBlock(CurvatureBlock):
+class TimeDistributedBlock(BlockOfInside):
     """The matrix of the layer inside: the steps are positions of an example.
 
     While it is measured the layer is called once, with the steps as examples; so this
@@ -25,12 +25,8 @@ class TimeDistributedBlock(CurvatureBlock):
 
     Args:
         layer: A built TimeDistributed layer.
-        of_step: The block of the layer inside.
+        inside: The block of the layer inside.
     """
-
-    def __init__(self, layer, of_step):
-        self.of_step = of_step
-        super().__init__(layer)
 
     @classmethod
     def of(cls, layer):
@@ -38,34 +34,13 @@ class TimeDistributedBlock(CurvatureBlock):
         blocks = find_blocks(layer.layer)
         return [cls(layer, block) for block in blocks if isinstance(block, BY_ITSELF)]
 
-    def find_kernel(self, layer):
-        """Returns the kernel of the layer inside."""
-        return self.of_step.kernel
-
-    def find_bias(self, layer):
-        """Returns the bias of the layer inside, or None."""
-        return self.of_step.bias
-
-    @property
-    def shape(self):
-        """The shape of the matrix of the layer inside."""
-        return self.of_step.shape
-
-    def matrix(self, kernel):
-        """Returns a tensor of the kernel's shape as a matrix."""
-        return self.of_step.matrix(kernel)
-
-    def kernel_of(self, matrix):
-        """Returns a matrix as a tensor of the kernel's shape."""
-        return self.of_step.kernel_of(matrix)
-
     def rows(self, inputs):
         """Returns what the kernel multiplies at all steps."""
-        return self._positions(self.of_step.rows(_folded(inputs)), inputs)
+        return self._positions(self.inside.rows(_folded(inputs)), inputs)
 
     def derivatives(self, derivatives):
         """Returns the derivatives by s at all steps."""
-        of_steps = self.of_step.derivatives(_folded(derivatives))
+        of_steps = self.inside.derivatives(_folded(derivatives))
         return self._positions(of_steps, derivatives)
 
     def weights(self, inputs, mask):
@@ -75,7 +50,7 @@ class TimeDistributedBlock(CurvatureBlock):
         mask = ops.cast(mask, "float32")
         if len(mask.shape) == 2:
             lead = len(self.shape) - 2
-            count = ops.shape(self.of_step.rows(_folded(inputs)))[lead + 1]
+            count = ops.shape(self.inside.rows(_folded(inputs)))[lead + 1]
             mask = ops.repeat(mask, count, axis=1)
         return ops.reshape(mask, (ops.shape(mask)[0], -1))
 
@@ -87,13 +62,13 @@ class TimeDistributedBlock(CurvatureBlock):
     @contextlib.contextmanager
     def tapping(self, tap):
         """A context in which the layer's calls run all steps at once, with a tap."""
-        layer, inside, running = self.layer, self.layer.layer, []
+        layer, of_step, running = self.layer, self.layer.layer, []
 
         def at_once(inputs, training=None, mask=None):
             steps = ops.shape(inputs)[1]
-            arguments = {"training": training} if inside._call_has_training_arg else {}
+            arguments = {"training": training} if of_step._call_has_training_arg else {}
             running.append((steps, mask))
-            outputs = inside.call(_folded(inputs), **arguments)
+            outputs = of_step.call(_folded(inputs), **arguments)
             running.pop()
             return _unfolded(outputs, steps)
 
@@ -108,7 +83,7 @@ class TimeDistributedBlock(CurvatureBlock):
                 set_keras_mask(inputs, mask)
             return _folded(tap(inputs, s))
 
-        with attributes(layer, call=at_once), self.of_step.tapping(of_steps):
+        with attributes(layer, call=at_once), self.inside.tapping(of_steps):
             yield
 
 
