@@ -1,9 +1,15 @@
 """Damped inverses of Kronecker factors."""
 
+from functools import cache
+
 import keras
 from keras import ops
 
+from ...layers.ops.loops import compiled_once
+
 _EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
+# How often d is made ten times as much.
+_ESCALATIONS = 8
 
 
 def factored_damping(a, g, damping):
@@ -52,24 +58,61 @@ def damped_root(matrix, damping):
 
     If d is less than what rounding may make of the matrix's smallest eigenvalue, about
     ε √n times the trace, that is added in its place: with less Cholesky's decomposition
-    may fail (measured to n = 2048: from 2 ε tr at n = 256 to 4 ε tr).
+    may fail (measured to n = 2048: from 2 ε tr at n = 256 to 4 ε tr). Where it fails
+    still, since an eigenvalue is further below 0 than that, d is made ten times as much
+    until it does not.
 
     Args:
         matrix: `[..., n, n]`.
         damping: d, `[...]`.
 
     Returns:
-        Tensor of the matrix's shape, not finite if the matrix is not, or fails still.
+        Tensor of the matrix's shape; not finite where the matrix is not, or 10⁸ d is
+        too little.
     """
     n = matrix.shape[-1]
     epsilon = _EPSILON[keras.backend.standardize_dtype(matrix.dtype)]
     least = epsilon * n**1.5 * _mean_diagonal(matrix)
-    damping = ops.maximum(damping, least)
-    identity = ops.eye(n, dtype=matrix.dtype)
+    lower = _decomposition()(matrix, ops.maximum(damping, least))
+    one = ops.where(_positive(lower), ops.ones((), matrix.dtype), float("nan"))
+    identity = one[..., None, None] * ops.eye(n, dtype=matrix.dtype)
+    return ops.solve_triangular(lower, identity, lower=True)
+
+
+@cache
+def _decomposition():
+    return compiled_once(_decomposed)
+
+
+def _decomposed(matrix, damping):
+    """Cholesky's decomposition L of M + d I, with more of d where that fails."""
+    identity = ops.eye(matrix.shape[-1], dtype=matrix.dtype)
+
+    def fails(damping, lower):
+        return ~ops.all(_positive(lower))
+
+    def escalated(damping, lower):
+        damping = ops.where(_positive(lower), damping, 10 * damping)
+        return damping, _cholesky(matrix + damping[..., None, None] * identity)
+
+    # A loop of no turns is more than a conditional that is not taken.
     lower = _cholesky(matrix + damping[..., None, None] * identity)
-    return ops.solve_triangular(
-        lower, ops.broadcast_to(identity, matrix.shape), lower=True
+    return ops.cond(
+        fails(damping, lower),
+        lambda: ops.while_loop(
+            fails, escalated, (damping, lower), maximum_iterations=_ESCALATIONS
+        )[1],
+        lambda: lower,
     )
+
+
+def _positive(lower):
+    """Whether a decomposition has not failed, `[...]`.
+
+    From where it fails on, what is on its diagonal is no number.
+    """
+    diagonal = ops.diagonal(lower, axis1=-2, axis2=-1)
+    return ops.all((diagonal > 0) & ops.isfinite(diagonal), axis=-1)
 
 
 def _cholesky(matrix):

@@ -84,8 +84,9 @@ class KFAC(keras.optimizers.Optimizer):
     part in the gradient, and none in the curvature; `weight_decay` is apart from both,
     W ← W - η (weight decay) W. Polyak's average is Keras's `use_ema=True`.
     Factors with numbers that are not finite are left out, and counted in
-    `skipped_updates`; where an inverse is not finite the one before stays, which
-    `skipped_inverses` counts. Both are in float32 whatever the dtype policy.
+    `skipped_updates`. Where a factor has no inverse, λ is made ten times as much for it
+    until it has; where none helps the inverse before stays, which `skipped_inverses`
+    counts. Both are in float32 whatever the dtype policy.
 
     Reference: Martens, Grosse, "Optimizing Neural Networks with Kronecker-factored
     Approximate Curvature", 2015. https://arxiv.org/abs/1503.05671

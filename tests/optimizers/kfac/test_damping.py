@@ -67,7 +67,27 @@ def test_the_least_damping_grows_with_the_root_of_the_size(n):
     assert np.isfinite(found).all()
 
 
-def test_of_what_has_no_inverse_it_is_not_finite():
-    negative = ops.convert_to_tensor(-np.eye(3, dtype="float32"))
-    found = damped_inverse(negative, ops.zeros(()) + 0.1)
-    assert not np.isfinite(found).any()
+@pytest.mark.parametrize("jit", [False, True])
+def test_damping_grows_tenfold_until_there_is_an_inverse(jit):
+    # Of three matrices: what is enough, 0.05 for an eigenvalue of -0.02, and too much
+    # to begin with for none.
+    matrices = [np.diag([1.0, 2.0]), np.diag([1.0, -0.02]), np.diag([1.0, -3.0])]
+    matrices = np.stack(matrices).astype("float32")
+    damping = np.array([1e-3, 5e-4, 1e-3], "float32")
+    inverse = compiled(damped_inverse) if jit else damped_inverse
+    found = inverse(*map(ops.convert_to_tensor, (matrices, damping)))
+    expected = [
+        np.diag([1 / 1.001, 1 / 2.001]),
+        np.diag([1 / 1.05, 1 / 0.03]),
+        np.diag([1 / 11.0, 1 / 7.0]),
+    ]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -1e30])
+def test_where_no_damping_helps_only_that_inverse_is_not_finite(value):
+    matrices = np.stack([np.eye(3), np.diag([1.0, value, 1.0])]).astype("float32")
+    damping = np.array([1.0, 1e-3], "float32")
+    found = damped_inverse(*map(ops.convert_to_tensor, (matrices, damping)))
+    np.testing.assert_allclose(found[0], np.eye(3) / 2, rtol=1e-6)
+    assert not np.isfinite(found[1]).any()
