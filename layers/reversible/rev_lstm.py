@@ -114,9 +114,13 @@ class RevLSTM(ReversibleLayer):
     are 1.
 
     h and c may grow by up to 1 a step: with `state_bits` b they wrap at 2^(31 - b), so
-    that for states carried over T steps 2^(31 - b) is to be more than T. A long warm-up
-    of the learning rate, and biases of f that do not start high, keep training from
-    gates that stay open, where h grows without end.
+    that for states carried over T steps 2^(31 - b) is to be more than T. Where gates
+    stay open in training, h grows without end, or does so later in a text that was not
+    trained on. A `recurrent_activation` of at most s < 1, such as 0.97 σ, keeps both
+    below 1 / ((1 - 2^-k) (1 - s)), with k the bits that gates may forget; and with a
+    bias of p that starts at -2 h is at first nearly LSTM's, o ∘ φ(c)
+    (benchmarks/language_model.py trains it so). A long warm-up of the learning rate
+    helps too.
 
     Takes `keras.layers.LSTM`'s arguments, but `unroll` and `use_cudnn`. Dropped inputs
     and units are the same at all steps and for all gates.
