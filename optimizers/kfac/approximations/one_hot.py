@@ -3,6 +3,7 @@
 from keras import ops
 
 from ..damping import damped_inverse, factored_damping
+from .diagonal import Diagonal
 from .kronecker import Kronecker, rows, square
 
 
@@ -42,3 +43,19 @@ class OneHotKronecker(Kronecker):
         """Returns U, of the gradient ∇W."""
         a_inverse, g_inverse = caches
         return ops.matmul(a_inverse[:, None] * gradient, g_inverse)
+
+
+class OneHotDiagonal(Diagonal):
+    """F ≈ diag(D) of a table: D_v = Σ_n (Σ_r g_nr)² over the positions r that pick v.
+
+    With s_nr the sum over the positions of n that pick what r does, that is Σ g_nr s_nr
+    over all n and r that pick v.
+    """
+
+    def measure(self, a, g, weights, caches):
+        """Returns what one application of the layer adds to the statistics."""
+        numbers = ops.cast(a, "int32")
+        same = ops.cast(ops.equal(numbers, ops.swapaxes(numbers, -1, -2)), g.dtype)
+        squares, numbers = rows(g * ops.matmul(same, g)), ops.reshape(numbers, (-1,))
+        size, _ = self.factors["D"]
+        return [ops.segment_sum(squares, numbers, num_segments=size)]

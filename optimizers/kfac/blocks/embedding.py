@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from ..approximations.one_hot import OneHotKronecker
+from ..approximations.one_hot import OneHotDiagonal, OneHotKronecker
 from .base import CurvatureBlock, register_curvature_block
 
 
@@ -11,7 +11,11 @@ from .base import CurvatureBlock, register_curvature_block
 class EmbeddingBlock(CurvatureBlock):
     """An Embedding: a is a row's number. A masked 0 is no position that counts."""
 
-    approximations = {"kronecker": OneHotKronecker, "ekfac": OneHotKronecker}
+    approximations = {
+        "kronecker": OneHotKronecker,
+        "ekfac": OneHotKronecker,
+        "diagonal": OneHotDiagonal,
+    }
 
     def find_kernel(self, layer):
         """Returns the table."""

@@ -48,6 +48,30 @@ def test_a_table_is_a_dense_layer_of_unit_vectors(mask_zero):
         np.testing.assert_allclose(steps[0], steps[1], rtol=1e-4)
 
 
+def test_the_diagonal_of_a_table_is_that_of_a_dense_layer_of_unit_vectors():
+    # 1 is picked twice by one example, 0 by none, and 2 by two.
+    ids, found = np.array([[3, 1, 1], [2, 4, 2], [4, 5, 2]]), []
+    table = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
+    for given, first in (
+        (ids, keras.layers.Embedding(6, 2)),
+        (np.eye(6, dtype="float32")[ids], keras.layers.Dense(2, use_bias=False)),
+    ):
+        last = keras.layers.Dense(
+            2, kernel_initializer=keras.initializers.GlorotNormal(seed=0)
+        )
+        x = keras.Input(given.shape[1:], dtype=given.dtype)
+        h = keras.layers.Flatten()(keras.layers.Activation("tanh")(first(x)))
+        model = keras.Model(x, last(h))
+        first.set_weights([table])
+        optimizer = KFAC(model, fisher="exact", approximation="diagonal")
+        model.compile(optimizer, "mse", run_eagerly=True)
+        optimizer.build(model.trainable_variables)
+        optimizer.observe(ops.convert_to_tensor(given))
+        found.append(optimizer.factors[first.weights[0].path]["D"].numpy())
+    np.testing.assert_allclose(*found, rtol=1e-5)
+    assert (found[0][0] == 0).all() and (found[0][1:] > 0).all()
+
+
 def test_both_inverses_are_of_the_same_time():
     approximation = OneHotKronecker((4, 2))
     a, g = np.array([0.5, 0.25, 0.25, 0.0]), np.array([[2.0, 0.5], [0.5, 1.0]])
