@@ -49,12 +49,10 @@ class EigenvalueCorrected(Kronecker):
     def refresh(self, factors, caches, damping):
         """Returns the factors and the basis of A and G."""
         a, g, s = factors
-        of_a, old_a = _basis(a, caches[0])
-        of_g, old_g = _basis(g, caches[1])
+        of_a, old_a = new_basis(a, caches[0])
+        of_g, old_g = new_basis(g, caches[1])
         turned = _apply(ops.square(old_a), s, ops.square(old_g))
-        # Rounding may have made eigenvalues of 0 less than that.
-        s_a = ops.maximum(_spectrum(a, of_a), 0)
-        s_g = ops.maximum(_spectrum(g, of_g), 0)
+        s_a, s_g = spectrum(a, of_a), spectrum(g, of_g)
         first = ops.all(caches[1] == 0)
         s = ops.where(first, s_a[..., :, None] * s_g[..., None, :], turned)
         return [a, g, s], [of_a, of_g]
@@ -81,11 +79,12 @@ def _transpose(x):
     return ops.swapaxes(x, -1, -2)
 
 
-def _basis(matrix, old):
+def new_basis(matrix, old):
     """A symmetric matrix's eigenvectors, and R, what the old basis is in them."""
     _, basis = ops.eigh(matrix)
     return basis, ops.matmul(_transpose(basis), old)
 
 
-def _spectrum(matrix, basis):
-    return ops.sum(basis * ops.matmul(matrix, basis), axis=-2)
+def spectrum(matrix, basis):
+    """A matrix's eigenvalues, of its eigenvectors; rounding makes none less than 0."""
+    return ops.maximum(ops.sum(basis * ops.matmul(matrix, basis), axis=-2), 0)

@@ -4,6 +4,7 @@ from keras import ops
 
 from ..damping import damped_inverse, factored_damping
 from .diagonal import Diagonal
+from .eigenvalues import new_basis, spectrum
 from .kronecker import Kronecker, rows, square
 
 
@@ -45,17 +46,71 @@ class OneHotKronecker(Kronecker):
         return ops.matmul(a_inverse[:, None] * gradient, g_inverse)
 
 
+class OneHotEigenvalueCorrected(OneHotKronecker):
+    """F ≈ (I ⊗ U_G) diag(S) (I ⊗ U_G)ᵀ: EK-FAC, as A is diagonal in the unit vectors.
+
+        S = E_n[(∇W_n U_G)²],   U = [(∇W U_G) / (S + λ)] U_Gᵀ.
+
+    Args:
+        shape: As OneHotKronecker's.
+        sharing: As OneHotKronecker's, for A and G; gradients are always an example's.
+    """
+
+    refreshes = ("S",)
+
+    def __init__(self, shape, sharing="expand"):
+        super().__init__(shape)
+        n, m = shape
+        self.factors = {**self.factors, "S": (n, m)}
+        self.statistics = {**self.statistics, "S": (n, m)}
+        self.caches = {"G_basis": (m, m)}
+
+    def measure(self, a, g, weights, caches):
+        """Returns Kronecker's statistics, and S in the basis as it is."""
+        (of_g,) = caches
+        s = squared_gradients(a, ops.matmul(g, of_g), self.size)
+        return [*super().measure(a, g, weights, caches), s]
+
+    def average(self, a, g, positions, s):
+        """Returns the batch's factors."""
+        return [*super().average(a, g, positions), s]
+
+    def refresh(self, factors, caches, damping):
+        """Returns the factors and the basis of G."""
+        a, g, s = factors
+        of_g, old_g = new_basis(g, *caches)
+        turned = ops.matmul(s, ops.transpose(ops.square(old_g)))
+        first = ops.all(caches[0] == 0)
+        s = ops.where(first, a[:, None] * spectrum(g, of_g), turned)
+        return [a, g, s], [of_g]
+
+    def precondition(self, gradient, factors, caches, damping):
+        """Returns U, of the gradient ∇W."""
+        (of_g,), s = caches, factors[-1]
+        turned = ops.matmul(gradient, of_g) / (s + ops.cast(damping, s.dtype))
+        return ops.matmul(turned, ops.transpose(of_g))
+
+
 class OneHotDiagonal(Diagonal):
-    """F ≈ diag(D) of a table: D_v = Σ_n (Σ_r g_nr)² over the positions r that pick v.
+    """F ≈ diag(D) of a table, from the gradients of single examples.
+
+    Args:
+        shape: `(rows of the table, m)`.
+        sharing: Nothing, as Diagonal's.
+    """
+
+    def measure(self, a, g, weights, caches):
+        """Returns what one application of the layer adds to Σ_n (∇W_n)²."""
+        return [squared_gradients(a, g, self.factors["D"][0])]
+
+
+def squared_gradients(a, g, size):
+    """Σ_n (Σ_r g_nr)² over the positions r that pick a row v, `[size, m]`.
 
     With s_nr the sum over the positions of n that pick what r does, that is Σ g_nr s_nr
     over all n and r that pick v.
     """
-
-    def measure(self, a, g, weights, caches):
-        """Returns what one application of the layer adds to the statistics."""
-        numbers = ops.cast(a, "int32")
-        same = ops.cast(ops.equal(numbers, ops.swapaxes(numbers, -1, -2)), g.dtype)
-        squares, numbers = rows(g * ops.matmul(same, g)), ops.reshape(numbers, (-1,))
-        size, _ = self.factors["D"]
-        return [ops.segment_sum(squares, numbers, num_segments=size)]
+    numbers = ops.cast(a, "int32")
+    same = ops.cast(ops.equal(numbers, ops.swapaxes(numbers, -1, -2)), g.dtype)
+    squares, numbers = rows(g * ops.matmul(same, g)), ops.reshape(numbers, (-1,))
+    return ops.segment_sum(squares, numbers, num_segments=size)

@@ -3,7 +3,11 @@
 import keras
 from keras import ops
 
-from ..approximations.one_hot import OneHotDiagonal, OneHotKronecker
+from ..approximations.one_hot import (
+    OneHotDiagonal,
+    OneHotEigenvalueCorrected,
+    OneHotKronecker,
+)
 from .base import CurvatureBlock, register_curvature_block
 
 
@@ -13,7 +17,7 @@ class EmbeddingBlock(CurvatureBlock):
 
     approximations = {
         "kronecker": OneHotKronecker,
-        "ekfac": OneHotKronecker,
+        "ekfac": OneHotEigenvalueCorrected,
         "diagonal": OneHotDiagonal,
     }
 

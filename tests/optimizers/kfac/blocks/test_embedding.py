@@ -48,13 +48,14 @@ def test_a_table_is_a_dense_layer_of_unit_vectors(mask_zero):
         np.testing.assert_allclose(steps[0], steps[1], rtol=1e-4)
 
 
-def test_the_diagonal_of_a_table_is_that_of_a_dense_layer_of_unit_vectors():
+@pytest.mark.parametrize("approximation", ["diagonal", "ekfac"])
+def test_of_a_table_examples_gradients_are_those_of_unit_vectors(approximation):
     # 1 is picked twice by one example, 0 by none, and 2 by two.
-    ids, found = np.array([[3, 1, 1], [2, 4, 2], [4, 5, 2]]), []
-    table = np.random.default_rng(0).normal(size=(6, 2)).astype("float32")
+    ids, found, steps = np.array([[3, 1, 1], [2, 4, 2], [4, 5, 2]]), [], []
+    table = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
     for given, first in (
-        (ids, keras.layers.Embedding(6, 2)),
-        (np.eye(6, dtype="float32")[ids], keras.layers.Dense(2, use_bias=False)),
+        (ids, keras.layers.Embedding(6, 3)),
+        (np.eye(6, dtype="float32")[ids], keras.layers.Dense(3, use_bias=False)),
     ):
         last = keras.layers.Dense(
             2, kernel_initializer=keras.initializers.GlorotNormal(seed=0)
@@ -63,13 +64,33 @@ def test_the_diagonal_of_a_table_is_that_of_a_dense_layer_of_unit_vectors():
         h = keras.layers.Flatten()(keras.layers.Activation("tanh")(first(x)))
         model = keras.Model(x, last(h))
         first.set_weights([table])
-        optimizer = KFAC(model, fisher="exact", approximation="diagonal")
+        optimizer = KFAC(
+            model,
+            1.0,
+            damping=0.1,
+            momentum=0.0,
+            inverse_update_period=1,
+            fisher="exact",
+            approximation=approximation,
+        )
         model.compile(optimizer, "mse", run_eagerly=True)
         optimizer.build(model.trainable_variables)
-        optimizer.observe(ops.convert_to_tensor(given))
-        found.append(optimizer.factors[first.weights[0].path]["D"].numpy())
-    np.testing.assert_allclose(*found, rtol=1e-5)
-    assert (found[0][0] == 0).all() and (found[0][1:] > 0).all()
+        gradients = [
+            ops.reshape(ops.arange(np.prod(v.shape), dtype="float32"), v.shape) / 40
+            for v in model.trainable_variables
+        ]
+        for _ in range(3):  # The basis changes, with which S is measured next.
+            optimizer.observe(ops.convert_to_tensor(given))
+            optimizer.apply(gradients, model.trainable_variables)
+        factors = optimizer.factors[first.weights[0].path]
+        found.append(factors["D" if approximation == "diagonal" else "S"].numpy())
+        steps.append(first.get_weights()[0] - table)
+    if approximation == "ekfac":  # Of A's eigenvectors, the unit vectors, in any order.
+        found = [np.sort(s, axis=None) for s in found]
+    else:
+        assert (found[0][0] == 0).all() and (found[0][1:] > 0).all()
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(*steps, rtol=1e-4)
 
 
 def test_both_inverses_are_of_the_same_time():
