@@ -74,6 +74,27 @@ def test_it_adds_the_figures_of_the_epoch_to_the_logs(tmp_path):
     assert "kfac/damping" in log.read_text()
 
 
+def test_tensorboard_writes_the_figures_of_every_epoch(tmp_path):
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorflow import make_ndarray
+
+    model = network()
+    model.compile(KFAC(model), "mse", **QUICK)
+    board = keras.callbacks.TensorBoard(tmp_path)
+    x, y = np.random.default_rng(1).normal(size=(2, 8, 3))
+    history = model.fit(
+        x, y[:, :2], epochs=2, callbacks=[KFACDiagnostics(), board], verbose=0
+    ).history
+    events = event_accumulator.EventAccumulator(str(tmp_path / "train")).Reload()
+    figures = {name: v for name, v in history.items() if name.startswith("kfac/")}
+    assert "kfac/update_norm" in figures
+    for name, values in figures.items():
+        written = [
+            make_ndarray(e.tensor_proto) for e in events.Tensors(f"epoch_{name}")
+        ]
+        np.testing.assert_allclose(written, values, rtol=1e-6)
+
+
 def slopes(weights, x, y):
     """∇h of the mean squared error."""
     kernel, bias = weights
