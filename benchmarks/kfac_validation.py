@@ -8,11 +8,14 @@ batches of 32 x 50 characters. The averages of the first one's batch normalizati
 over about 10 batches and not 100, so that what is evaluated follows the weights.
 
 The validation loss, without regularizers, is measured after every so many updates and
-averaged over seeds, whose first weights and batches are the same for both methods. Each
-method has a grid of constant rates, of which every setting is run from seeds of the
-search. Adam's is the one with the least loss; K-FAC's the one that is at this loss
-first. What counts is when, from three other seeds, K-FAC's loss is at Adam's least,
-against the update that Adam needed for it; and the seconds, which leave out
+averaged over seeds, whose first weights and batches are the same for both methods. (Of
+the digits it is that of all 539 that are not trained on: of the 180 of the validation
+split it is a matter of a few.) Each method has a grid, of which every setting is run
+from seeds of the search: rates that stay or, on the digits, also fall by half a cosine
+to 0; on these also weight decay, and the loss of the weights or of their moving
+average. Adam's setting is the one with the least loss; K-FAC's the one that is at this
+loss first. What counts is when, from three other seeds, K-FAC's loss is at Adam's
+least, against the update that Adam needed for it; and the seconds, which leave out
 evaluations and the first update, which compiles. All run as graphs, one at a time.
 Lines of benchmarks/results/kfac_validation.jsonl that are there are not measured again.
 `--figure` draws docs/kfac_validation.png from them.
@@ -48,23 +51,48 @@ SEARCH_SEEDS = {"digits": (100, 101, 102), "text": (100,)}
 SEEDS = (0, 1, 2)
 # task -> updates, and after how many of them there is an evaluation
 UPDATES = {"digits": (200, 10), "text": (300, 20)}
+# What a moving average of weights keeps at an update, where there is one.
+AVERAGE = {"digits": 0.95}
 GRIDS = {
-    "adam": {
-        "learning_rate": (1e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2),
-        "global_clipnorm": (None, 1.0),
+    "text": {
+        "adam": {
+            "learning_rate": (1e-3, 3e-3, 5e-3, 1e-2, 2e-2, 3e-2),
+            "global_clipnorm": (None, 1.0),
+        },
+        "kfac": {
+            "learning_rate": (0.1, 0.3),
+            "damping": (0.03, 0.1, 0.3),
+            "norm_constraint": (0.003, 0.01),
+        },
     },
-    "kfac": {
-        "learning_rate": (0.1, 0.3),
-        "damping": (0.03, 0.1, 0.3),
-        "norm_constraint": (0.003, 0.01),
+    "digits": {
+        "adam": {
+            "learning_rate": (3e-3, 5e-3, 1e-2, 2e-2, 3e-2),
+            "global_clipnorm": (1.0,),
+            "weight_decay": (None, 0.1, 0.3),
+            "cosine": (False, True),
+        },
+        "kfac": {
+            "learning_rate": (0.3,),
+            "damping": (0.1,),
+            "norm_constraint": (0.003, 0.01),
+            "weight_decay": (None, 0.01),
+            "cosine": (False, True),
+        },
     },
 }
 
 
-def grid(method):
+def grid(task, method):
     """The settings of a method."""
-    names, values = zip(*GRIDS[method].items(), strict=True)
+    names, values = zip(*GRIDS[task][method].items(), strict=True)
     return [dict(zip(names, v, strict=True)) for v in itertools.product(*values)]
+
+
+def trainings(task):
+    """How many trainings a task takes."""
+    of_search = len(SEARCH_SEEDS[task])
+    return sum(of_search * len(grid(task, m)) + len(SEEDS) for m in GRIDS[task])
 
 
 def task_data(task):
@@ -84,10 +112,11 @@ def task_data(task):
         validation = tuple(part.reshape(-1, part.shape[-1]) for part in validation)
         return train, validation, len(characters) + 1
     found = []
-    for split in ("train", "validation"):
+    for split in ("train", "validation", "test"):
         examples = zoo.load("digits", split, data_dir=DATA)[0].as_numpy_iterator()
         found.append(tuple(np.array(part) for part in zip(*examples, strict=True)))
-    return *found, 10
+    train, *others = found
+    return train, tuple(map(np.concatenate, zip(*others, strict=True))), 10
 
 
 def batches(task, data, seed):
@@ -117,52 +146,84 @@ def network(task, classes, seed):
     )
 
 
+def optimizer_of(method, model, updates, learning_rate, cosine=False, **setting):
+    """The optimizer with a setting."""
+    if cosine:
+        schedules = keras.optimizers.schedules
+        learning_rate = schedules.CosineDecay(learning_rate, updates)
+    if method == "adam":
+        return keras.optimizers.Adam(learning_rate, **setting)
+    return KFAC(model, learning_rate, seed=0, **setting)
+
+
 def trained(task, data, method, setting, seed):
     """The curve of a training, and the seconds that its first update took."""
     train, validation, classes = data
     model = network(task, classes, seed)
-    if method == "adam":
-        optimizer = keras.optimizers.Adam(**setting)
-    else:
-        optimizer = KFAC(model, seed=0, **setting)
+    updates, every = UPDATES[task]
     model.compile(
-        optimizer,
+        optimizer_of(method, model, updates, **setting),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         metrics=[keras.metrics.SparseCategoricalCrossentropy("nll", from_logits=True)],
         jit_compile=False,
     )
+
+    def loss():
+        found = model.evaluate(*validation, 256, verbose=0, return_dict=True)["nll"]
+        return round(float(found), 6)
+
     of_train, clock = batches(task, train, seed), time.perf_counter
     start = clock()
     model.train_on_batch(*next(of_train))
     compiled, spent, done = clock() - start, 0.0, 1
-    updates, every = UPDATES[task]
+    kept, average = AVERAGE.get(task), model.get_weights()
     curve = {"update": [], "nll": [], "seconds": []}
+    if kept:
+        curve["nll_of_average"] = []
     while done < updates:
-        start = clock()
         for _ in range(every - done % every):
+            start = clock()
             model.train_on_batch(*next(of_train))
+            spent += clock() - start
             done += 1
-        spent += clock() - start
-        found = model.evaluate(*validation, 256, verbose=0, return_dict=True)["nll"]
+            if kept:
+                pairs = zip(average, model.get_weights(), strict=True)
+                average = [kept * old + (1 - kept) * new for old, new in pairs]
         curve["update"].append(done)
-        curve["nll"].append(round(float(found), 6))
+        curve["nll"].append(loss())
         curve["seconds"].append(round(spent, 3))
+        if kept:
+            weights = model.get_weights()
+            model.set_weights(average)
+            curve["nll_of_average"].append(loss())
+            model.set_weights(weights)
     return curve, compiled
 
 
-def measured(task, data, method, setting, seed):
-    """The record of one training: the one there is, or a new one."""
+def recorded(task, method, setting, seed):
+    """The record that there is of a training, or None."""
     key = {"task": task, "method": method, "setting": setting, "seed": seed}
     key["updates"] = UPDATES[task][0]
     for line in results.read(RESULTS):
         if line.items() >= key.items():
             return line
+    return None
+
+
+def measured(task, data, method, setting, seed):
+    """The record of one training: the one there is, or a new one."""
+    if line := recorded(task, method, setting, seed):
+        return line
     keras.utils.clear_session()
     curve, compiled = trained(task, data, method, setting, seed)
     best = int(np.nanargmin(curve["nll"]))
     record = {
         "command": COMMAND,
-        **key,
+        "task": task,
+        "method": method,
+        "setting": setting,
+        "seed": seed,
+        "updates": UPDATES[task][0],
         "nll": curve["nll"][best],
         "at_update": curve["update"][best],
         "at_seconds": curve["seconds"][best],
@@ -173,6 +234,15 @@ def measured(task, data, method, setting, seed):
     return record
 
 
+def view(run, averaged):
+    """A training as a record of the loss of its weights, or of their average."""
+    curve = dict(run["curve"])
+    of_average = curve.pop("nll_of_average", None)
+    if averaged:
+        curve["nll"] = of_average
+    return {**run, "averaged": averaged, "curve": curve}
+
+
 def mean(runs):
     """Trainings of one setting as one record, with the means over their seeds."""
     curves = [run["curve"] for run in runs]
@@ -181,13 +251,35 @@ def mean(runs):
     return {**runs[0], "curve": curve, "nll": curve["nll"].min()}
 
 
-def soonest(found, level):
-    """The setting that is at a level first, or if none is, has the least loss."""
+def chosen(task, run):
+    """The trainings from SEEDS of each method with the setting that the search chooses.
+
+    Args:
+        task: A task.
+        run: A function of a method, setting and seed, which returns the record.
+    """
+    found, level = {}, None
+    for method in GRIDS[task]:
+        searched = []
+        for setting in grid(task, method):
+            runs = [run(method, setting, seed) for seed in SEARCH_SEEDS[task]]
+            for averaged in (False, True)[: 1 + (task in AVERAGE)]:
+                searched.append(mean([view(one, averaged) for one in runs]))
+        level = level or min(own["nll"] for own in searched)  # Adam's, the first one's.
+        best = soonest(searched, level)
+        found[method] = [
+            view(run(method, best["setting"], seed), best["averaged"]) for seed in SEEDS
+        ]
+    return found
+
+
+def soonest(searched, level):
+    """The record that is at a level first, or if none is, has the least loss."""
 
     def key(own):
         return reached(own, "nll", level) or (np.inf, own["nll"])
 
-    return min(found, key=key)["setting"]
+    return min(searched, key=key)
 
 
 def compared(task, runs, times):
@@ -203,6 +295,7 @@ def compared(task, runs, times):
         own = mean(of_seeds)
         record[method] = {
             "setting": own["setting"],
+            "averaged": own["averaged"],
             "least": own["nll"],
             "reached": when(own),
             "reached_of_seeds": [when(run) for run in of_seeds],
@@ -215,13 +308,12 @@ def figure(path=ROOT / "docs" / "kfac_validation.png"):
     from matplotlib.figure import Figure
 
     drawn = Figure((9, 7), layout="constrained")
-    lines = [line for line in results.read(RESULTS) if line.get("seed") in SEEDS]
     for row, task in zip(drawn.subplots(2, 2, sharey="row"), UPDATES, strict=True):
+        found = chosen(task, partial(recorded, task))
         for axes, name in zip(row, ("update", "seconds"), strict=True):
-            for color, method in enumerate(GRIDS):
-                runs = [r for r in lines if (r["task"], r["method"]) == (task, method)]
-                for i, line in enumerate(runs):
-                    curve, label = line["curve"], None if i else method
+            for color, (method, runs) in enumerate(found.items()):
+                for i, run in enumerate(runs):
+                    curve, label = run["curve"], None if i else method
                     axes.plot(curve[name], curve["nll"], f"C{color}", lw=1, label=label)
             axes.set(xlabel=name, xscale="log", yscale="log")
         row[0].set(ylabel=f"{task}: validation NLL")
@@ -236,18 +328,16 @@ def main(argv=None):
     parser.add_argument("--figure", action="store_true")
     arguments = parser.parse_args(argv)
     for task in arguments.task:
-        data, runs, level = task_data(task), {}, None
-        for method in GRIDS:
-            found = []
-            for setting in tqdm(grid(method), f"{task}, {method}"):
-                seeds = SEARCH_SEEDS[task]
-                of_seeds = [measured(task, data, method, setting, s) for s in seeds]
-                found.append(mean(of_seeds))
-                print(task, method, setting, found[-1]["nll"], flush=True)
-            if method == "adam":
-                level = min(own["nll"] for own in found)
-            setting = soonest(found, level)
-            runs[method] = [measured(task, data, method, setting, s) for s in SEEDS]
+        data, bar = task_data(task), tqdm(desc=task, total=trainings(task))
+
+        def run(method, setting, seed, task=task, data=data, bar=bar):
+            record = measured(task, data, method, setting, seed)
+            tqdm.write(f"{task} {method} {setting} seed {seed}: {record['nll']}")
+            bar.update()
+            return record
+
+        runs = chosen(task, run)
+        bar.close()
         for times in LEVELS[task]:
             record = compared(task, runs, times)
             print(record, flush=True)

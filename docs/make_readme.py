@@ -178,7 +178,12 @@ def adam_table():
         told = []
         for name, method in (("Adam", "adam"), ("K-FAC", "kfac")):
             setting = r[method]["setting"].items()
-            told.append(f"{name}'s {', '.join(f'{k} {v:g}' for k, v in setting if v)}")
+            words = [f"{k} {v:g}" for k, v in setting if v and k != "cosine"]
+            if r[method]["setting"].get("cosine"):
+                words.append("half a cosine")
+            if r[method]["averaged"]:
+                words.append("a moving average of weights")
+            told.append(f"{name}'s {', '.join(words)}")
         adam, kfac = (r[method]["reached"] for method in ("adam", "kfac"))
         fewer = kfac and kfac[0] < adam[0]
         lines.append(
@@ -284,26 +289,31 @@ def memory_table():
 
 def reversible_table():
     """Returns the newest figures of benchmarks/reversible_memory.py."""
-    newest = {
-        (record["claim"], record["steps"]): record
-        for record in results.read(ROOT / "benchmarks/results/reversible_memory.jsonl")
-        if record["source"] == "compiler"
-    }
+    newest = {}
+    for r in results.read(ROOT / "benchmarks/results/reversible_memory.jsonl"):
+        newest.setdefault(r["source"], {})[r["claim"], r["steps"]] = r
     lines = [
-        "| claim | steps | forgotten bits | MB | its peer's MB | times less | bar |",
-        "|---|---|---|---|---|---|---|",
+        "| claim | steps | forgotten bits | MB | its peer's MB | times less | bar | "
+        "resident MB | its peer's |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (claim, steps), r in newest.items():
+    for (claim, steps), r in newest["compiler"].items():
         bar = "none"
         if r["bar"]:
             met = "met" if r["times_less"] >= r["bar"] else "**missed**"
             bar = f"{r['bar']}, {met}"
+        resident = newest["peak resident memory"].get((claim, steps))
         lines.append(
-            f"| `{claim}` | {steps:,} | {r['forgotten_bits']:.2f} | "
-            f"{r['bytes'] / 1e6:,.1f} | {r['peer_bytes'] / 1e6:,.1f} | "
-            f"{r['times_less']:.1f} | {bar} |"
+            f"| `{claim}` | {steps:,} | {r['forgotten_bits']:.2f} | {megabytes(r)[0]} "
+            f"| {megabytes(r)[1]} | {r['times_less']:.1f} | {bar} | "
+            f"{' | '.join(megabytes(resident) if resident else (' ', ' '))} |"
         )
     return "\n".join(lines)
+
+
+def megabytes(record):
+    """Returns a layer's bytes and its peer's, in millions, as text."""
+    return [f"{record[name] / 1e6:,.1f}" for name in ("bytes", "peer_bytes")]
 
 
 def best_rate(records, loss):
@@ -345,8 +355,11 @@ def translation_table():
 def language_table():
     """Returns the figures of benchmarks/language_model.py, over seeds."""
     searched, runs = {}, {}
-    for r in results.read(ROOT / "benchmarks/results/language_model.jsonl"):
-        searched.setdefault(r["claim"], []).append(r)
+    records = results.read(ROOT / "benchmarks/results/language_model.jsonl")
+    longest = max(r["updates"] for r in records)
+    for r in records:
+        if r["updates"] == longest:
+            searched.setdefault(r["claim"], []).append(r)
     for claim, own in searched.items():
         rate = best_rate(own, lambda r: r["bits_per_character"]["validation"])
         runs[claim] = {r["seed"]: r for r in own if r["learning_rate"] == rate}
