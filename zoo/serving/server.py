@@ -176,7 +176,9 @@ class Server:
                 if self.grpc_target:
                     print(f"gRPC: {self.grpc_target}")
                 print("Stop with Ctrl-C.", flush=True)
-                asked.wait()
+                # A signal just before a wait would not end one that has no end.
+                while not asked.wait(timeout=1):
+                    pass
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
