@@ -463,3 +463,35 @@ def test_run_serves_until_a_signal(module_path):
     finally:
         process.kill()
         process.communicate()
+
+
+STOPPED = """
+import signal
+import sys
+import threading
+from kzoo.zoo.serving.server import Server
+def stop():
+    sys.stdin.readline()
+    # The waiting thread is not interrupted, as by a signal just before its wait.
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+threading.Thread(target=stop, daemon=True).start()
+Server({"m": sys.argv[1]}, grpc_port=0).run()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_that_does_not_interrupt_the_wait_stops_it_too(module_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", STOPPED, os.fspath(module_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        while process.stdout.readline() != "Stop with Ctrl-C.\n":
+            assert process.poll() is None
+        out, _ = process.communicate("\n", timeout=20)
+        assert out == "Stopped.\n" and process.returncode == 0
+    finally:
+        process.kill()
+        process.communicate()
