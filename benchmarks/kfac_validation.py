@@ -16,7 +16,8 @@ to 0; on these also weight decay, and the loss of the weights or of their moving
 average. Adam's setting is the one with the least loss; K-FAC's the one that is at this
 loss first. What counts is when, from three other seeds, K-FAC's loss is at Adam's
 least, against the update that Adam needed for it; and the seconds, which leave out
-evaluations and the first update, which compiles. All run as graphs, one at a time.
+evaluations, averages of weights, and the first update, which compiles. All run as
+graphs, one at a time.
 Lines of benchmarks/results/kfac_validation.jsonl that are there are not measured again.
 `--figure` draws docs/kfac_validation.png from them.
 """

@@ -7,8 +7,8 @@ the characters of Python's standard library by truncated backpropagation with ca
 state. Each has the same number of updates by Adam, less than one epoch, so that
 nothing needs to be dropped; half the mean square of the layer's outputs is added to the
 loss. RevLSTM's gates σ are at most 0.97, so that its states, to which each step adds,
-stay below 45; and its biases such that at first little of h is kept and much of c, as
-in LSTM. The learning rates of GRU and LSTM, and of the reversible layers that may
+stay below 45; and its biases are such that at first little of h is kept and much of c,
+as in LSTM. The learning rates of GRU and LSTM, and of the reversible layers that may
 forget least, are each the best of a few by bits per character on the validation split
 from the first seed; the others have one.
 
@@ -63,7 +63,7 @@ def sigmoid_to_97(x):
 
 @keras.saving.register_keras_serializable(package="kzoo_benchmarks")
 def low_p(shape, dtype=None):
-    """Biases of RevLSTM's i, g, f, o and p, for both halves: of p, -2; others, 0."""
+    """Biases of RevLSTM's i, g, f, o and p, for both halves: -2 of p, 0 of others."""
     of_gates = np.repeat([0, 0, 0, 0, -2], shape[0] // 10)
     return keras.ops.convert_to_tensor(np.tile(of_gates, 2), dtype)
 
