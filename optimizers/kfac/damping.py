@@ -8,7 +8,7 @@ from keras import ops
 from ...layers.ops.loops import compiled_once
 
 _EPSILON = {"float32": 2.0**-23, "float64": 2.0**-52}
-# How often d is made ten times as much.
+# How often d is made ten times as much, at most.
 _ESCALATIONS = 8
 
 
@@ -95,7 +95,7 @@ def _decomposed(matrix, damping):
         damping = ops.where(_positive(lower), damping, 10 * damping)
         return damping, _cholesky(matrix + damping[..., None, None] * identity)
 
-    # A loop of no turns is more than a conditional that is not taken.
+    # A loop of no turns costs more than a branch that is not taken.
     lower = _cholesky(matrix + damping[..., None, None] * identity)
     return ops.cond(
         fails(damping, lower),

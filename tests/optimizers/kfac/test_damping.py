@@ -69,8 +69,8 @@ def test_the_least_damping_grows_with_the_root_of_the_size(n):
 
 @pytest.mark.parametrize("jit", [False, True])
 def test_damping_grows_tenfold_until_there_is_an_inverse(jit):
-    # Of three matrices: what is enough, 0.05 for an eigenvalue of -0.02, and too much
-    # to begin with for none.
+    # Of three matrices the first needs no more; the second, with an eigenvalue of
+    # -0.02, needs 0.05, and the third, with -3, needs 10.
     matrices = [np.diag([1.0, 2.0]), np.diag([1.0, -0.02]), np.diag([1.0, -3.0])]
     matrices = np.stack(matrices).astype("float32")
     damping = np.array([1e-3, 5e-4, 1e-3], "float32")
