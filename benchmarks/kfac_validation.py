@@ -305,7 +305,7 @@ def compared(task, runs, times):
 
 
 def figure(path=ROOT / "docs" / "kfac_validation.png"):
-    """Draws the validation losses against updates and seconds, of each seed."""
+    """Draws the losses against updates and seconds, of each seed."""
     from matplotlib.figure import Figure
 
     drawn = Figure((9, 7), layout="constrained")
@@ -317,7 +317,8 @@ def figure(path=ROOT / "docs" / "kfac_validation.png"):
                     curve, label = run["curve"], None if i else method
                     axes.plot(curve[name], curve["nll"], f"C{color}", lw=1, label=label)
             axes.set(xlabel=name, xscale="log", yscale="log")
-        row[0].set(ylabel=f"{task}: validation NLL")
+            axes.tick_params(axis="x", which="minor", labelbottom=False)
+        row[0].set(ylabel=f"{task}: NLL")
         row[1].legend()
     drawn.savefig(path, dpi=120)
 
