@@ -98,7 +98,7 @@ CLAIMS = {
 # and RevGRU at all limits; and those that some claims have the choice of.
 RATE = 1.2e-2
 RATES = {
-    "gru": (6e-3, 1.2e-2),
+    "gru": (3e-3, 6e-3, 1.2e-2),
     "lstm": (6e-3, 1.2e-2, 2.4e-2),
     "rev_gru_2": (6e-3, 1.2e-2),
     "rev_lstm_2": (6e-3, 1.2e-2, 2.4e-2),
