@@ -107,10 +107,11 @@ class OneHotDiagonal(Diagonal):
 def squared_gradients(a, g, size):
     """Σ_n (Σ_r g_nr)² over the positions r that pick a row v, `[size, m]`.
 
-    With s_nr the sum over the positions of n that pick what r does, that is Σ g_nr s_nr
-    over all n and r that pick v.
+    With s_nr the sum over the c_nr positions of n that pick what r does, that is
+    Σ s_nr² / c_nr over all n and r that pick v. (Σ g_nr s_nr, which is the same, may be
+    less than 0 by rounding.)
     """
     numbers = ops.cast(a, "int32")
     same = ops.cast(ops.equal(numbers, ops.swapaxes(numbers, -1, -2)), g.dtype)
-    squares, numbers = rows(g * ops.matmul(same, g)), ops.reshape(numbers, (-1,))
-    return ops.segment_sum(squares, numbers, num_segments=size)
+    shares = ops.square(ops.matmul(same, g)) / ops.sum(same, axis=-1, keepdims=True)
+    return ops.segment_sum(rows(shares), ops.reshape(numbers, (-1,)), num_segments=size)

@@ -4,7 +4,10 @@ import pytest
 from keras import ops
 
 from kzoo.optimizers import KFAC
-from kzoo.optimizers.kfac.approximations.one_hot import OneHotKronecker
+from kzoo.optimizers.kfac.approximations.one_hot import (
+    OneHotKronecker,
+    squared_gradients,
+)
 
 
 @pytest.mark.parametrize("mask_zero", [False, True])
@@ -91,6 +94,15 @@ def test_of_a_table_examples_gradients_are_those_of_unit_vectors(approximation):
         assert (found[0][0] == 0).all() and (found[0][1:] > 0).all()
     np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(*steps, rtol=1e-4)
+
+
+def test_the_squares_of_gradients_that_cancel_are_not_below_0():
+    g = np.random.default_rng(2).normal(size=(2000, 33, 1)).astype("float32")
+    g[:, -1] = -g[:, :-1].sum(axis=1)
+    numbers = np.repeat(np.arange(2000), 33).reshape(2000, 33, 1)
+    found = squared_gradients(*map(ops.convert_to_tensor, (numbers, g)), 2000)
+    found = ops.convert_to_numpy(found)
+    assert (found >= 0).all() and found.max() < 1e-9
 
 
 def test_both_inverses_are_of_the_same_time():
