@@ -113,6 +113,7 @@ def condition_numbers(factors, damping):
             are divided along a basis, of S or D.
         damping: λ, or what stands for it in the inverses.
     """
+    damping = ops.convert_to_numpy(damping)
     factors = {name: ops.convert_to_numpy(v) for name, v in factors.items()}
     for name in ("S", "D"):
         if name in factors:

@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from keras import ops
 
 from harness.training import QUICK
 from kzoo.layers import DenseBatchEnsemble
@@ -162,3 +163,11 @@ def test_factors_of_neighbouring_steps_are_not_divided_by():
     conditions = condition_numbers(factors, 0.5)
     more = {"T": 4.0, "A_next": 9 * np.ones((2, 2)), "G_next": np.ones((2, 2))}
     assert condition_numbers({**factors, **more}, 0.5) == conditions
+
+
+@pytest.mark.parametrize("name", ["S", "D"])
+def test_a_damping_may_be_a_tensor(name):
+    # As γ² is, and what a schedule gives.
+    factor = ops.convert_to_tensor(np.array([[0.0, 3.0]], "float32"))
+    found = condition_numbers({name: factor}, ops.convert_to_tensor(1.0))
+    assert found == {name: 4.0}
