@@ -436,15 +436,26 @@ for server in servers:
 """
 
 
-@pytest.mark.slow
-def test_run_serves_until_a_signal(module_path):
+@contextlib.contextmanager
+def running(code, module_path):
+    """A process that runs code, and has ended afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-c", RUN, os.fspath(module_path)],
+        [sys.executable, "-c", code, os.fspath(module_path)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.slow
+def test_run_serves_until_a_signal(module_path):
+    with running(RUN, module_path) as process:
         # The server brings neither Keras nor our layers.
         assert process.stdout.readline() == "[]\n"
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -460,9 +471,6 @@ def test_run_serves_until_a_signal(module_path):
             assert process.stdout.readline() == "Stopped.\n"
         _, err = process.communicate(timeout=20)
         assert process.returncode == 0 and "Traceback" not in err
-    finally:
-        process.kill()
-        process.communicate()
 
 
 STOPPED = """
@@ -481,17 +489,8 @@ Server({"m": sys.argv[1]}, grpc_port=0).run()
 
 @pytest.mark.slow
 def test_a_signal_that_does_not_interrupt_the_wait_stops_it_too(module_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", STOPPED, os.fspath(module_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
+    with running(STOPPED, module_path) as process:
         while process.stdout.readline() != "Stop with Ctrl-C.\n":
             assert process.poll() is None
         out, _ = process.communicate("\n", timeout=20)
         assert out == "Stopped.\n" and process.returncode == 0
-    finally:
-        process.kill()
-        process.communicate()
