@@ -51,20 +51,35 @@ def test_a_table_is_a_dense_layer_of_unit_vectors(mask_zero):
         np.testing.assert_allclose(steps[0], steps[1], rtol=1e-4)
 
 
+@pytest.mark.parametrize("mask_zero", [False, True])
 @pytest.mark.parametrize("approximation", ["diagonal", "ekfac"])
-def test_of_a_table_examples_gradients_are_those_of_unit_vectors(approximation):
-    # 1 is picked twice by one example, 0 by none, and 2 by two.
+def test_of_a_table_examples_gradients_are_those_of_unit_vectors(
+    approximation, mask_zero
+):
+    # 1 is picked twice by one example, 0 by none, or masked, and 2 by two.
     ids, found, steps = np.array([[3, 1, 1], [2, 4, 2], [4, 5, 2]]), [], []
+    if mask_zero:
+        ids = np.array([[3, 1, 1, 0], [2, 4, 2, 5], [4, 0, 2, 0]])
+    hot = np.eye(6, dtype="float32")[ids]
+    if mask_zero:
+        hot[ids == 0] = 0
     table = np.random.default_rng(0).normal(size=(6, 3)).astype("float32")
     for given, first in (
-        (ids, keras.layers.Embedding(6, 3)),
-        (np.eye(6, dtype="float32")[ids], keras.layers.Dense(3, use_bias=False)),
+        (ids, keras.layers.Embedding(6, 3, mask_zero=mask_zero)),
+        (hot, keras.layers.Dense(3, use_bias=False)),
     ):
         last = keras.layers.Dense(
             2, kernel_initializer=keras.initializers.GlorotNormal(seed=0)
         )
         x = keras.Input(given.shape[1:], dtype=given.dtype)
-        h = keras.layers.Flatten()(keras.layers.Activation("tanh")(first(x)))
+        h = x
+        if mask_zero and isinstance(first, keras.layers.Dense):
+            h = keras.layers.Masking()(h)
+        h = keras.layers.Activation("tanh")(first(h))
+        if mask_zero:  # It leaves out what is masked.
+            h = keras.layers.GlobalAveragePooling1D()(h)
+        else:
+            h = keras.layers.Flatten()(h)
         model = keras.Model(x, last(h))
         first.set_weights([table])
         optimizer = KFAC(
