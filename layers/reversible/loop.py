@@ -119,16 +119,6 @@ class Loop:
         last, outputs = loop(step, (self.first, outputs), self.steps)
         return last, [ops.swapaxes(stacked(y), 0, 1) for y in outputs]
 
-    def plan(self):
-        """How many steps go back together, and how often that makes up all steps.
-
-        Together go those whose bits make one word. The words are about as full as each
-        other: all of them may be for a few steps more than there are.
-        """
-        most = self.fixed.steps_per_word
-        words = -(-self.steps // most)
-        return (-(-self.steps // words) if isinstance(words, int) else most), words
-
     def backwards(self, upstream):
         """Runs all steps there and back.
 
@@ -138,37 +128,42 @@ class Loop:
         Returns:
             A dict of the gradients of what `run` takes.
         """
-        of_word, count = self.plan()
         *d_last, d_outputs = upstream if self.output_units else [*upstream, None]
-        d_x = array(count, stacked(array(of_word, at_step(self.x, 0))))
+        d_x = array(self.steps, at_step(self.x, 0))
         d_weights = keras.tree.map_structure(
             lambda w: ops.zeros_like(w, dtype=self.cell.wide_dtype), self.weights
         )
+        of_word = self.fixed.steps_per_word
         zeros = [ops.zeros_like(n, dtype="uint32") for n in self.first]
-        words = [array(count, w) for w in zeros if self.fixed.forget_bits]
+        words = [
+            array(-(-self.steps // of_word), w)
+            for w in zeros
+            if self.fixed.forget_bits
+        ]
 
         def turn(i, carry):
             after, words, d_x, found = carry
-            back = i >= count
-            i = ops.where(back, 2 * count - 1 - i, i)
+            back = i >= self.steps
+            t = ops.where(back, 2 * self.steps - 1 - i, i)
             state, own, made = self.there_or_back(
-                back, i * of_word, after, [read(w, i) for w in words]
+                back, t, after, [read(w, t // of_word) for w in words]
             )
-            words = [write(w, i, one) for w, one in zip(words, own, strict=True)]
-            _, d_inputs, *found = loop(
-                partial(self.derive, i * of_word, made, d_outputs),
-                [after, array(of_word, at_step(self.x, 0)), *found],
-                ops.where(back, of_word, 0),
+            words = [
+                write(w, t // of_word, one) for w, one in zip(words, own, strict=True)
+            ]
+            _, d_x_t, *found = loop(
+                lambda _, carry: self.derive(t, made, d_outputs, *carry),
+                [after, at_step(self.x, 0), *found],
+                ops.where(back, 1, 0),
             )
-            return state, words, write(d_x, i, stacked(d_inputs)), found
+            return state, words, write(d_x, t, d_x_t), found
 
         first, _, d_x, (d_first, d_weights) = loop(
             turn,
             (self.first, words, d_x, [d_last, d_weights]),
-            self.unforeseen(2 * count),
+            self.unforeseen(2 * self.steps),
         )
-        d_x = ops.reshape(stacked(d_x), (-1, *ops.shape(self.x)[::2]))
-        d_x = ops.swapaxes(d_x[: self.steps], 0, 1)
+        d_x = ops.swapaxes(stacked(d_x), 0, 1)
         found = {
             "x": ops.flip(d_x, axis=1) if self.go_backwards else d_x,
             "parts": d_first,
@@ -176,27 +171,25 @@ class Loop:
         }
         return keras.tree.map_structure(partial(self.unless_lost, first), found)
 
-    def there_or_back(self, back, start, state, words):
-        """Does the couplings of a word's steps, or undoes them.
+    def there_or_back(self, back, t, state, words):
+        """Does the couplings of a step, or undoes them.
 
         Args:
             back: Whether to undo them.
-            start: The number of the first step.
+            t: The step's number.
             state: List of the integers of the state's parts.
-            words: List of the parts' words, if anything is forgotten.
+            words: List of the words with what the parts have forgotten, if anything is.
 
         Returns:
             The state and the words that this leaves, and an array of the parts that
             the couplings have updated or, on the way back, were to update.
         """
         parts = [coupling.part for coupling in self.cell.couplings]
-        count = self.plan()[0] * len(parts)
+        x, mask = self.inputs(t)
 
         def turn(i, carry):
             state, words, made = carry
-            i = ops.where(back, count - 1 - i, i)
-            number = i % len(parts)
-            x, mask = self.inputs(start + i // len(parts))
+            number = ops.where(back, len(parts) - 1 - i, i)
             branches = [
                 partial(self.integers, number, x, mask, state)
                 for number in range(len(parts))
@@ -212,10 +205,10 @@ class Loop:
                 words = replaced(words, part, word)
             else:
                 n = n + ops.where(back, -increment, increment)
-            return replaced(state, part, n), words, write(made, i, n)
+            return replaced(state, part, n), words, write(made, number, n)
 
-        carry = state, words, array(count, state[0])
-        return loop(turn, carry, self.unforeseen(count))
+        carry = state, words, array(len(parts), state[0])
+        return loop(turn, carry, self.unforeseen(len(parts)))
 
     def do(self, n, word, increment, z):
         """z n plus the increment, and the word with what z forgets."""
@@ -227,23 +220,25 @@ class Loop:
         word, digit = self.fixed.pop(word)
         return self.fixed.divide(n - increment, z, digit), word
 
-    def derive(self, start, made, d_outputs, turn, carry):
+    def derive(self, t, made, d_outputs, state, _, d_state, d_weights):
         """Takes the gradients back over a step.
 
         Args:
-            start: The number of the word's first step.
+            t: The step's number.
             made: As `there_or_back` gives it on the way back.
             d_outputs: The gradient of the outputs, if there are any.
-            turn: How many of the word's steps have gone back.
-            carry: List of the state after the step, an array of the gradients of the
-                word's inputs, and the gradients of the state's parts and the weights.
+            state: List of the integers of the state's parts after the step.
+            d_state: List of the gradients of the state's parts.
+            d_weights: The gradients of the weights.
+
+        Returns:
+            List of the state before the step, the gradient of the step's inputs, and
+            those of the state's parts and the weights.
         """
-        state, d_inputs, d_state, d_weights = carry
         state, d_state, d_weights = list(state), list(d_state), list(d_weights)
-        j = self.plan()[0] - 1 - turn
-        x, mask = self.inputs(start + j)
+        x, mask = self.inputs(t)
         if d_outputs is not None:
-            d_state = self.add_output(d_state, d_outputs, start + j)
+            d_state = self.add_output(d_state, d_outputs, t)
         d_x = 0
         couplings = self.cell.couplings
         for number, coupling in reversed([*enumerate(couplings)]):
@@ -254,7 +249,7 @@ class Loop:
             )
             v, *gate = made_here
             z, _ = self.cell.integers(v, gate, mask)
-            state[part] = read(made, j * len(couplings) + number)
+            state[part] = read(made, number)
             d_state[part], *d_made = self.derivatives(
                 d_state[part], state[part], v, z, mask
             )
@@ -269,8 +264,7 @@ class Loop:
             )
         if self.drop_inputs is not None:
             d_x = d_x * self.drop_inputs
-        d_inputs = write(d_inputs, j, ops.cast(d_x, self.x.dtype))
-        return [state, d_inputs, d_state, d_weights]
+        return [state, ops.cast(d_x, self.x.dtype), d_state, d_weights]
 
     def unforeseen(self, turns):
         """A number of turns that no compiler knows, and so cannot write out."""
@@ -295,23 +289,14 @@ class Loop:
         return ops.where(ops.all(ops.stack(same)), d, nan)
 
     def inputs(self, t):
-        """The inputs of step t, some dropped, and which rows are not masked, or None.
-
-        Steps past the last are masked.
-        """
-        mask, at = None, t
-        of_word, count = self.plan()
-        if not isinstance(self.steps, int) or of_word * count > self.steps:
-            mask, at = t < self.steps, ops.minimum(t, self.steps - 1)
-        if self.go_backwards:
-            at = self.steps - 1 - at
+        """The inputs of step t, some dropped, and which rows are not masked, or None."""
+        at = self.steps - 1 - t if self.go_backwards else t
         x = ops.cast(at_step(self.x, at), self.cell.compute_dtype)
         if self.drop_inputs is not None:
             x = x * self.drop_inputs
-        if self.mask is not None:
-            own = ops.expand_dims(at_step(self.mask, at), -1)
-            mask = own if mask is None else ops.logical_and(own, mask)
-        return x, mask
+        if self.mask is None:
+            return x, None
+        return x, ops.expand_dims(at_step(self.mask, at), -1)
 
     def couple(self, number, x, reads, weights):
         """What a coupling makes of a step's inputs and of parts."""
@@ -342,10 +327,7 @@ class Loop:
 
     def add_output(self, d_state, d_outputs, t):
         """Adds what the output of step t had an influence on."""
-        d = ops.cast(
-            at_step(d_outputs, ops.minimum(t, self.steps - 1)), self.cell.wide_dtype
-        )
-        d = ops.where(t < self.steps, d, ops.zeros_like(d))
+        d = ops.cast(at_step(d_outputs, t), self.cell.wide_dtype)
         d = ops.pad(d, [(0, 0), (0, self.cell.units - self.output_units)])
         d = ops.split(d, 2, axis=-1)
         return [d_state[0] + d[0], d_state[1] + d[1], *d_state[2:]]
