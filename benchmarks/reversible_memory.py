@@ -1,15 +1,16 @@
 """Memory of one training step against that of plain Keras peers.
 
-    python benchmarks/reversible_memory.py [PATTERN] [--steps 100 1000] [--no-record]
+    python benchmarks/reversible_memory.py [PATTERN] [--steps 100 1000] [--rows 128]
     python benchmarks/reversible_memory.py --figure
 
 For each claim and length of sequence, what a compiled step needs beside its arguments
 (weights and inputs) and results (weights' gradients) is read from the compiler's own
 report, by JAX. With --resident it is measured instead: by how much the step, already
 compiled, raises the resident memory of a fresh process at most, results included; on
-Linux. The figures, their ratio and the bar on it at the longest sequence are printed
-and appended to benchmarks/results/reversible_memory.jsonl, from which --figure draws
-docs/reversible_memory.png.
+Linux. With few rows the copies of weights that a step multiplies by, and the sums of
+their gradients, are most of what it needs. The figures, their ratio and the bar on it
+are printed and appended to benchmarks/results/reversible_memory.jsonl (not with
+--no-record), from which --figure draws docs/reversible_memory.png.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from kzoo.zoo import results
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "reversible_memory.jsonl"
-ROWS, FEATURES, UNITS = 16, 32, 256
+ROWS, FEATURES, UNITS = 128, 32, 256
 STEPS = [100, 1000, 10_000]
 
 
@@ -49,7 +50,7 @@ def remat(cell):
     return cell
 
 
-def recurrent(kind, bits=3, whole=False, peer="plain"):
+def recurrent(kind, bits=3, whole=False, peer="plain", rows=ROWS):
     """RevGRU or RevLSTM against Keras's layer.
 
     Args:
@@ -57,6 +58,7 @@ def recurrent(kind, bits=3, whole=False, peer="plain"):
         bits: The limit on what is forgotten, in bits a step and unit.
         whole: Whether the outputs of all steps are returned.
         peer: "plain" or "remat", where Keras computes each step anew.
+        rows: How many sequences.
 
     Returns:
         The layer, its peer, and the facts of the measurement.
@@ -71,7 +73,7 @@ def recurrent(kind, bits=3, whole=False, peer="plain"):
             UNITS, use_cudnn=False, return_sequences=whole
         )
     facts = {
-        "rows": ROWS,
+        "rows": rows,
         "features": FEATURES,
         "units": UNITS,
         "max_forget_bits": bits,
@@ -81,15 +83,15 @@ def recurrent(kind, bits=3, whole=False, peer="plain"):
     return method, other, facts
 
 
-def forgotten_bits(layer, bits, steps=100):
+def forgotten_bits(layer, bits, rows=16, steps=100):
     """What untrained gates forget on average, a step and unit: -log2 z, summed."""
     keras.utils.set_random_seed(0)
     layer = layer(UNITS, max_forget_bits=bits)
-    x = np.random.default_rng(0).normal(size=(steps, ROWS, FEATURES))
-    layer.build((ROWS, steps, FEATURES))
+    x = np.random.default_rng(0).normal(size=(steps, rows, FEATURES))
+    layer.build((rows, steps, FEATURES))
     cell, total = layer.cell, 0.0
     weights = cell.cast(cell._weights_of_couplings())
-    parts = cell.parts_of(cell.get_initial_state(ROWS))
+    parts = cell.parts_of(cell.get_initial_state(rows))
     for x_t in ops.convert_to_tensor(x.astype("float32")):
         for number, coupling in enumerate(cell.couplings):
             reads = [parts[part] for part in coupling.reads]
@@ -98,10 +100,10 @@ def forgotten_bits(layer, bits, steps=100):
             total -= float(ops.sum(ops.log2(z)))
             v = (1 - z) * v if cell.mixes else v
             parts[coupling.part] = z * parts[coupling.part] + v
-    return total / (steps * ROWS * UNITS)
+    return total / (steps * rows * UNITS)
 
 
-# claim -> (what builds it, the least times less memory at the longest sequence, or
+# claim -> (what builds it, the least times less memory by the compiler's report, or
 # None where it is only reported)
 CLAIMS = {
     "rev_gru_2": (partial(recurrent, "GRU", 2), 30),
@@ -147,10 +149,11 @@ def compiled_gradient(loss, layer, x):
     return jax.jit(jax.grad(loss)).lower(weights, x).compile()
 
 
-def resident_bytes(name, which, steps):
+def resident_bytes(name, which, rows, steps):
     """By how much a step raises the peak resident memory of a fresh process."""
+    sizes = ["--rows", str(rows), "--steps", str(steps)]
     done = subprocess.run(
-        [sys.executable, __file__, name, "--child", which, "--steps", str(steps)],
+        [sys.executable, __file__, name, "--child", which, *sizes],
         stdout=subprocess.PIPE,
         text=True,
         check=True,
@@ -185,7 +188,11 @@ def figure(path=ROOT / "docs" / "reversible_memory.png"):
     """Draws the newest bytes against steps: what the compiler says, and resident."""
     from matplotlib.figure import Figure
 
-    newest = {(r["source"], r["claim"], r["steps"]): r for r in results.read(RESULTS)}
+    newest = {
+        (r["source"], r["claim"], r["steps"]): r
+        for r in results.read(RESULTS)
+        if r["rows"] == 16  # Of which both are measured.
+    }
     drawn = Figure((9, 4.5), layout="constrained")
     pairs = zip(drawn.subplots(1, 2, sharey=True), ("gru", "lstm"), strict=True)
     for axes, kind in pairs:
@@ -216,6 +223,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("pattern", nargs="?", default="*")
     parser.add_argument("--steps", type=int, nargs="+", default=STEPS)
+    parser.add_argument("--rows", type=int, default=ROWS)
     parser.add_argument("--resident", action="store_true")
     parser.add_argument("--no-record", action="store_true")
     parser.add_argument("--figure", action="store_true")
@@ -229,24 +237,28 @@ def main(argv=None):
         parser.error(f"expected a pattern that matches one of {list(CLAIMS)}")
     if arguments.child:
         layer = CLAIMS[names[0]][0]()[arguments.child == "peer"]
-        print(child(layer, (ROWS, arguments.steps[0], FEATURES)))
+        print(child(layer, (arguments.rows, arguments.steps[0], FEATURES)))
         return 0
     missed = []
     for name in names:
         build, bar = CLAIMS[name]
         for steps in arguments.steps:
-            *pair, facts = build()
+            *pair, facts = build(rows=arguments.rows)
             if arguments.resident:
-                pair = [resident_bytes(name, w, steps) for w in ("method", "peer")]
+                pair = [
+                    resident_bytes(name, which, arguments.rows, steps)
+                    for which in ("method", "peer")
+                ]
                 source = "peak resident memory"
             else:
-                shape = (ROWS, steps, FEATURES)
+                shape = (arguments.rows, steps, FEATURES)
                 pair = [compiled_bytes(layer, shape) for layer in pair]
                 source = "compiler"
             ratio = pair[1] / pair[0]
-            own_bar = bar if steps == max(STEPS) and not arguments.resident else None
+            own_bar = None if arguments.resident else bar
             record = {
                 "command": f"python benchmarks/reversible_memory.py {name}"
+                + f" --rows {arguments.rows}" * (arguments.rows != ROWS)
                 + " --resident" * arguments.resident,
                 "claim": name,
                 "backend": "jax",

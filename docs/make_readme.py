@@ -291,21 +291,22 @@ def reversible_table():
     """Returns the newest figures of benchmarks/reversible_memory.py."""
     newest = {}
     for r in results.read(ROOT / "benchmarks/results/reversible_memory.jsonl"):
-        newest.setdefault(r["source"], {})[r["claim"], r["steps"]] = r
+        newest.setdefault(r["source"], {})[r["claim"], r["rows"], r["steps"]] = r
     lines = [
-        "| claim | steps | forgotten bits | MB | its peer's MB | times less | bar | "
-        "resident MB | its peer's |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| claim | rows | steps | forgotten bits | MB | its peer's MB | times less | "
+        "bar | resident MB | its peer's |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for (claim, steps), r in newest["compiler"].items():
+    for key, r in sorted(newest["compiler"].items(), key=lambda item: -item[0][1]):
+        claim, rows, steps = key
         bar = "none"
         if r["bar"]:
             met = "met" if r["times_less"] >= r["bar"] else "**missed**"
             bar = f"{r['bar']}, {met}"
-        resident = newest["peak resident memory"].get((claim, steps))
+        resident = newest["peak resident memory"].get(key)
         lines.append(
-            f"| `{claim}` | {steps:,} | {r['forgotten_bits']:.2f} | {megabytes(r)[0]} "
-            f"| {megabytes(r)[1]} | {r['times_less']:.1f} | {bar} | "
+            f"| `{claim}` | {rows} | {steps:,} | {r['forgotten_bits']:.2f} | "
+            f"{megabytes(r)[0]} | {megabytes(r)[1]} | {r['times_less']:.1f} | {bar} | "
             f"{' | '.join(megabytes(resident) if resident else (' ', ' '))} |"
         )
     return "\n".join(lines)
