@@ -188,33 +188,26 @@ def figure(path=ROOT / "docs" / "reversible_memory.png"):
     """Draws the newest bytes against steps: what the compiler says, and resident."""
     from matplotlib.figure import Figure
 
-    newest = {
-        (r["source"], r["claim"], r["steps"]): r
-        for r in results.read(RESULTS)
-        if r["rows"] == 16  # Of which both are measured.
-    }
-    drawn = Figure((9, 4.5), layout="constrained")
-    pairs = zip(drawn.subplots(1, 2, sharey=True), ("gru", "lstm"), strict=True)
-    for axes, kind in pairs:
-        lines = {}
-        for (source, claim, steps), r in newest.items():
-            if claim.startswith(f"rev_{kind}") and not claim.endswith("_whole"):
-                of_peer = r["peer"].removeprefix("keras ")
-                for name, key in ((claim, "bytes"), (of_peer, "peer_bytes")):
-                    if name.endswith("_remat"):
-                        continue  # The same layer as without.
-                    lines.setdefault(name, {}).setdefault(source, {})[steps] = r[key]
-        for color, (name, sources) in enumerate(sorted(lines.items())):
-            for source, points in sources.items():
-                style, label = ("-", name) if source == "compiler" else (":", None)
+    drawn = Figure((9, 8), layout="constrained")
+    sources = (("compiler", ROWS), ("peak resident memory", 16))
+    for row, source in zip(drawn.subplots(2, 2, sharey="row"), sources, strict=True):
+        for axes, kind in zip(row, ("gru", "lstm"), strict=True):
+            lines = {}
+            for r in results.read(RESULTS):
+                if (r["source"], r["rows"]) != source or r["claim"].endswith("_whole"):
+                    continue
+                if r["claim"].startswith(f"rev_{kind}"):
+                    peer = r["peer"].removeprefix("keras ")
+                    lines.setdefault(peer, {})[r["steps"]] = r["peer_bytes"]
+                    if not r["claim"].endswith("_remat"):  # The same layer as without.
+                        lines.setdefault(r["claim"], {})[r["steps"]] = r["bytes"]
+            for name, points in sorted(lines.items()):
                 steps, values = zip(*sorted(points.items()), strict=True)
                 megabytes = [value / 1e6 for value in values]
-                axes.plot(
-                    steps, megabytes, f"C{color}o{style}", lw=1, ms=3, label=label
-                )
-        axes.set(xscale="log", yscale="log", xlabel="steps")
-        axes.legend()
-    drawn.axes[0].set(ylabel="MB of a step (dotted: peak resident memory)")
+                axes.plot(steps, megabytes, "o-", lw=1, ms=3, label=name)
+            axes.set(xscale="log", yscale="log", xlabel="steps")
+            axes.legend(fontsize=8)
+        row[0].set(ylabel=f"MB of a step: {source[0]}, {source[1]} rows")
     drawn.savefig(path, dpi=120)
 
 
