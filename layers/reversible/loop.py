@@ -94,6 +94,10 @@ class Loop:
         self.first = [self.fixed.encode(part) for part in tensors["parts"]]
         self.weights = cell.cast(tensors["weights"])
         self.steps = ops.shape(self.x)[1]
+        # How many hyperbolic tangents exceed 2: none, which only a run can tell, since
+        # that by which a gradient is taken is no constant.
+        given = keras.tree.flatten([self.inputs(0)[0], tensors["parts"], self.weights])
+        self.none = sum(ops.sum(ops.cast(ops.tanh(a) > 2, "int32")) for a in given)
 
     def forwards(self):
         """Runs all steps, and keeps nothing of them.
@@ -136,9 +140,7 @@ class Loop:
         of_word = self.fixed.steps_per_word
         zeros = [ops.zeros_like(n, dtype="uint32") for n in self.first]
         words = [
-            array(-(-self.steps // of_word), w)
-            for w in zeros
-            if self.fixed.forget_bits
+            array(-(-self.steps // of_word), w) for w in zeros if self.fixed.forget_bits
         ]
 
         def turn(i, carry):
@@ -268,8 +270,7 @@ class Loop:
 
     def unforeseen(self, turns):
         """A number of turns that no compiler knows, and so cannot write out."""
-        never = ops.any(ops.equal(self.first[0], np.int32(-(2**31))))  # See `encode`.
-        return ops.where(never, 0, turns)
+        return turns + self.none
 
     def integers(self, number, x, mask, state):
         """What a coupling adds to a part and, if there is one, its gate: integers."""
@@ -289,7 +290,7 @@ class Loop:
         return ops.where(ops.all(ops.stack(same)), d, nan)
 
     def inputs(self, t):
-        """The inputs of step t, some dropped, and which rows are not masked, or None."""
+        """The inputs of step t, some dropped, and the rows not masked, or None."""
         at = self.steps - 1 - t if self.go_backwards else t
         x = ops.cast(at_step(self.x, at), self.cell.compute_dtype)
         if self.drop_inputs is not None:

@@ -1,3 +1,6 @@
+import re
+from functools import partial
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +10,7 @@ from harness import check_cell, check_layer
 from harness.backends import compiled, gradients
 from harness.configs import check_config
 from kzoo.layers import RevGRU, RevGRUCell, RevLSTM, RevLSTMCell
+from kzoo.layers.ops.loops import vjp
 from kzoo.layers.reversible.loop import Loop
 
 ARGUMENTS = {
@@ -260,6 +264,34 @@ def test_a_step_that_is_not_undone_is_noticed():
         )
         found = keras.tree.flatten(loop.backwards(upstream))
         assert all(is_right(numpy(d)).all() for d in found)
+
+
+def derivative(function, x):
+    """The gradient of a scalar function as a tensor."""
+    outputs, pull = vjp(lambda a: (function(a),), x)
+    return pull((ops.ones_like(*outputs),))[0]
+
+
+def optimized(function, x):
+    """The program that XLA makes of a function."""
+    if TENSORFLOW:
+        x = ops.convert_to_tensor(x)
+        return compiled(function).experimental_get_compiler_ir(x)("optimized_hlo")
+    return compiled(function).lower(x).compile().as_text()
+
+
+@pytest.mark.parametrize("at", [0, 1, 2], ids=["inputs", "state", "weight"])
+def test_no_compiler_knows_how_often_a_gradient_turns(at):
+    """By whatever it is, with all else constant; of the way there alone XLA knows."""
+    layer = made(RevGRU, max_forget_bits=3)
+    values = given(layer)
+
+    def loss(value):
+        (y,) = stateless(layer)(*values[:at], value, *values[at + 1 :])
+        return ops.sum(ops.square(y))
+
+    program = optimized(partial(derivative, loss), values[at])
+    assert re.findall(r"known_trip_count\W+n\W+(\d+)", program) == [str(T)]
 
 
 def there(loop, steps, words):
