@@ -10,7 +10,7 @@ from harness import check_cell, check_layer
 from harness.backends import compiled, gradients
 from harness.configs import check_config
 from kzoo.layers import RevGRU, RevGRUCell, RevLSTM, RevLSTMCell
-from kzoo.layers.ops.loops import vjp
+from kzoo.layers.ops.loops import compiled_once, vjp
 from kzoo.layers.reversible.loop import Loop
 
 ARGUMENTS = {
@@ -294,11 +294,11 @@ def test_no_compiler_knows_how_often_a_gradient_turns(at):
     assert re.findall(r"known_trip_count\W+n\W+(\d+)", program) == [str(T)]
 
 
-def there(loop, steps, words):
-    """The state and the words after so many steps."""
-    state = loop.first
-    for t in range(steps):
-        state, words, _ = loop.there_or_back(False, t, state, words)
+def turned(loop, back, steps, state, words):
+    """The state and the words after steps there or back."""
+    turn = compiled_once(loop.there_or_back)
+    for t in steps:
+        state, words, _ = turn(back, t, state, words)
     return state, words
 
 
@@ -310,15 +310,15 @@ def test_what_is_kept(layer):
         assert one.cell.fixed.steps_per_word == steps
     loop = loop_of(one, np.tile(X, (1, 5, 1))[:, :steps])
     empty = [ops.zeros_like(n, dtype="uint32") for n in loop.first]
-    state, words = there(loop, steps, empty)
+    state, words = turned(loop, False, range(steps), loop.first, empty)
     assert max(numpy(w).max() for w in words) >= 1 << 27  # Of the first step's bits.
-    for t in reversed(range(steps)):
-        state, words, _ = loop.there_or_back(True, t, state, words)
+    state, words = turned(loop, True, reversed(range(steps)), state, words)
     for n, expected in zip([*state, *words], [*loop.first, *empty], strict=True):
         np.testing.assert_array_equal(numpy(n), numpy(expected))
     # Gates of 1 forget nothing.
     one.cell.bias.assign(np.full(one.cell.bias.shape, 60.0))
-    _, words = there(loop_of(one), 4, empty)
+    loop = loop_of(one)
+    _, words = turned(loop, False, range(4), loop.first, empty)
     assert not any(numpy(w).any() for w in words)
 
 
