@@ -94,10 +94,11 @@ class Loop:
         self.first = [self.fixed.encode(part) for part in tensors["parts"]]
         self.weights = cell.cast(tensors["weights"])
         self.steps = ops.shape(self.x)[1]
-        # How many hyperbolic tangents exceed 2: none, which only a run can tell, since
-        # that by which a gradient is taken is no constant.
-        given = keras.tree.flatten([self.inputs(0)[0], tensors["parts"], self.weights])
-        self.none = sum(ops.sum(ops.cast(ops.tanh(a) > 2, "int32")) for a in given)
+        # How many hyperbolic tangents exceed 2: none, which only a run can tell, as one
+        # of these is what a gradient is taken by, and no constant.
+        given = keras.tree.flatten([self.x[:, :1], tensors["parts"], self.weights])
+        beyond = [ops.tanh(ops.sum(a)) > 2 for a in given]
+        self.none = sum(ops.cast(is_beyond, "int32") for is_beyond in beyond)
 
     def forwards(self):
         """Runs all steps, and keeps nothing of them.
