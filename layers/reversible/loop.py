@@ -61,7 +61,8 @@ def run(cell, tensors, **options):
 
     @ops.custom_gradient
     def function(*flat):
-        steps = Loop(cell, keras.tree.pack_sequence_as(tensors, flat), **options)
+        flat = map(ops.stop_gradient, flat)  # A persistent tape would keep all steps.
+        steps = Loop(cell, keras.tree.pack_sequence_as(tensors, [*flat]), **options)
         last, outputs = steps.forwards()
 
         def gradient(*upstream):

@@ -294,6 +294,24 @@ def test_no_compiler_knows_how_often_a_gradient_turns(at):
     assert re.findall(r"known_trip_count\W+n\W+(\d+)", program) == [str(T)]
 
 
+@pytest.mark.tensorflow
+def test_a_persistent_tape_records_no_steps():
+    """XLA refuses to keep those of the loop that forwards runs."""
+    import tensorflow as tf
+
+    layer = made(RevGRU, max_forget_bits=3, return_sequences=True)
+    values = [layer.cell.kernel.value, layer.cell.recurrent_kernel.value]
+
+    @tf.function(jit_compile=True)
+    def gradients_by(persistent):
+        with tf.GradientTape(persistent=persistent) as tape:
+            loss = tf.reduce_sum(layer(X) ** 2)
+        return tape.gradient(loss, values)
+
+    for one, other in zip(*map(gradients_by, (True, False)), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def turned(loop, back, steps, state, words):
     """The state and the words after steps there or back."""
     turn = compiled_once(loop.there_or_back)
