@@ -155,10 +155,10 @@ def adam_table():
     """Returns the lines of benchmarks/kfac_validation.py's table."""
     lines = [
         "In batches, its default mode beside Adam, both with the best settings of "
-        "their grids: updates (seconds) until the mean validation loss of three seeds "
-        "is at Adam's least, and at multiples of it; and each seed's updates.",
+        "their grids: updates (seconds) until the mean validation loss of ten seeds is "
+        "at Adam's least, and at multiples of it; and the updates of single seeds.",
         "",
-        "| network | loss | Adam | each seed | K-FAC | each seed | K-FAC's least |",
+        "| network | loss | Adam | its seeds | K-FAC | its seeds | K-FAC's least |",
         "|---|---|---|---|---|---|---|",
     ]
     newest = {
@@ -171,7 +171,10 @@ def adam_table():
         for method in ("adam", "kfac"):
             at, seeds = r[method]["reached"], r[method]["reached_of_seeds"]
             cells.append(f"{at[0]} ({at[1]:.1f})" if at else "never")
-            cells.append(", ".join(str(one[0]) if one else "never" for one in seeds))
+            updates = [one[0] for one in seeds if one]
+            never = len(seeds) - len(updates)
+            words = [f"{min(updates)}–{max(updates)}"] if updates else []
+            cells.append(", ".join(words + [f"{never} never"] * (never > 0)))
         lines.append(f"| {' | '.join(cells)} | {r['kfac']['least']:.4f} |")
     for task in dict.fromkeys(task for task, _ in newest):
         r = newest[task, 1]
@@ -179,8 +182,8 @@ def adam_table():
         for name, method in (("Adam", "adam"), ("K-FAC", "kfac")):
             setting = r[method]["setting"].items()
             words = [f"{k} {v:g}" for k, v in setting if v and k != "cosine"]
-            if r[method]["setting"].get("cosine"):
-                words.append("half a cosine")
+            if updates := r[method]["setting"]["cosine"]:
+                words.append(f"half a cosine of {updates} updates")
             if r[method]["averaged"]:
                 words.append("a moving average of weights")
             told.append(f"{name}'s {', '.join(words)}")
