@@ -89,6 +89,13 @@ def test_reversible_layers_were_measured_and_keep_their_bars():
         assert record["bar"] == bars[claim]
         if bars[claim] and (rows, steps) != (16, 100):
             assert record["times_less"] >= bars[claim]
+    # By a step and unit they grow by the limit, in words of 32 bits of whole steps.
+    for claim, rows in {key[:2] for key in compiler if key[0][-1].isdigit()}:
+        ends = [compiler[claim, rows, steps] for steps in (1000, 10_000)]
+        bits = ends[0]["max_forget_bits"]
+        units = rows * ends[0]["units"] * (2 if "lstm" in claim else 1)
+        grown = 8 * (ends[1]["bytes"] - ends[0]["bytes"]) / (9000 * units)
+        assert grown == pytest.approx(32 / (32 // bits), rel=0.02)
 
 
 def test_translations_were_measured_with_networks_there_are(monkeypatch):
