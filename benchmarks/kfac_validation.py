@@ -212,10 +212,15 @@ def trained(task, data, method, setting, seed):
     return curve, compiled
 
 
+def key_of(task, method, setting, seed):
+    """What a training's record is found by."""
+    key = {"task": task, "method": method, "setting": setting, "seed": seed}
+    return {**key, "updates": UPDATES[task][0]}
+
+
 def recorded(task, method, setting, seed):
     """The record that there is of a training, or None."""
-    key = {"task": task, "method": method, "setting": setting, "seed": seed}
-    key["updates"] = UPDATES[task][0]
+    key = key_of(task, method, setting, seed)
     for line in results.read(RESULTS):
         if line.items() >= key.items():
             return line
@@ -231,11 +236,7 @@ def measured(task, data, method, setting, seed):
     best = int(np.nanargmin(curve["nll"]))
     record = {
         "command": COMMAND,
-        "task": task,
-        "method": method,
-        "setting": setting,
-        "seed": seed,
-        "updates": UPDATES[task][0],
+        **key_of(task, method, setting, seed),
         "nll": curve["nll"][best],
         "at_update": curve["update"][best],
         "at_seconds": curve["seconds"][best],
@@ -275,7 +276,7 @@ def chosen(task, run):
         searched = []
         for setting in grid(task, method):
             runs = [run(method, setting, seed) for seed in SEARCH_SEEDS]
-            for averaged in (False, True)[: 1 + (task in AVERAGE)]:
+            for averaged in (False, True) if task in AVERAGE else (False,):
                 searched.append(mean([view(one, averaged) for one in runs]))
         best = min(searched, key=lambda own: own["nll"])
         found[method] = [

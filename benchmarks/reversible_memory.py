@@ -83,8 +83,9 @@ def recurrent(kind, bits=3, whole=False, peer="plain", rows=ROWS):
     return method, other, facts
 
 
-def forgotten_bits(layer, bits, rows=16, steps=100):
+def forgotten_bits(layer, bits):
     """What untrained gates forget on average, a step and unit: -log2 z, summed."""
+    rows, steps = 16, 100
     keras.utils.set_random_seed(0)
     layer = layer(UNITS, max_forget_bits=bits)
     x = np.random.default_rng(0).normal(size=(steps, rows, FEATURES))
