@@ -60,13 +60,18 @@ def run(cell, tensors, **options):
     """
 
     @ops.custom_gradient
-    def function(*flat):
-        flat = map(ops.stop_gradient, flat)  # A persistent tape would keep all steps.
+    def function(*given):
+        flat = map(ops.stop_gradient, given)  # A persistent tape would keep all steps.
         steps = Loop(cell, keras.tree.pack_sequence_as(tensors, [*flat]), **options)
         last, outputs = steps.forwards()
 
         def gradient(*upstream):
             found = steps.backwards(keras.tree.flatten(upstream))
+            found = keras.tree.map_structure(
+                lambda d, of: final(ops.cast(d, of.dtype), *given),
+                found,
+                {name: tensors[name] for name in found},
+            )
             # None of masks.
             found |= dict.fromkeys(tensors.keys() - found.keys())
             return tuple(keras.tree.flatten(found))
@@ -155,6 +160,7 @@ class Loop:
             words = [
                 write(w, t // of_word, one) for w, one in zip(words, own, strict=True)
             ]
+            # The state is in the carry, where it needs no memory beside the turn's.
             _, d_x_t, *found = loop(
                 lambda _, carry: self.derive(t, made, d_outputs, *carry),
                 [after, at_step(self.x, 0), *found],
@@ -334,6 +340,21 @@ class Loop:
         d = ops.pad(d, [(0, 0), (0, self.cell.units - self.output_units)])
         d = ops.split(d, 2, axis=-1)
         return [d_state[0] + d[0], d_state[1] + d[1], *d_state[2:]]
+
+
+@ops.custom_gradient
+def final(gradient, *_):
+    """A gradient by the other arguments, by which it cannot be differentiated again."""
+
+    def refuse(*_):
+        raise NotImplementedError(
+            "expected no second derivatives of a reversible layer, whose gradient runs "
+            "over the steps in integers. Received: a gradient that is differentiated "
+            "(as a gradient penalty does it): `keras.layers.RNN` around the "
+            "layer's cell keeps its steps, and has them"
+        )
+
+    return gradient, refuse
 
 
 def chosen(tensors, index):

@@ -157,6 +157,7 @@ class RevLSTM(ReversibleLayer):
 
     Raises:
         ValueError: As `RevGRU`.
+        NotImplementedError: If a gradient is differentiated.
 
     Example:
 

@@ -312,6 +312,50 @@ def test_a_persistent_tape_records_no_steps():
         np.testing.assert_allclose(one, other, rtol=1e-6)
 
 
+@each_layer
+def test_second_derivatives_are_refused_and_those_of_cells_are_right(layer):
+    """The way there and back is integers', which would silently have none."""
+    layer = made(layer, gate_bits=15)
+    x, *others = map(ops.convert_to_tensor, given(layer))
+    u = np.random.default_rng(5).normal(size=X.shape).astype(DTYPE)
+
+    def second(last):
+        def slope(x):
+            return derivative(lambda x: ops.sum(ops.square(last(x, *others))), x)
+
+        return numpy(derivative(lambda x: ops.sum(slope(x) * u), x))
+
+    with pytest.raises(NotImplementedError, match="no second derivatives .* Received"):
+        second(lambda *values: stateless(layer)(*values)[0])
+    by_steps = keras.layers.RNN(layer.cell, dtype=DTYPE)
+    by_steps.build(X.shape)
+    found = second(lambda *values: stateless(by_steps)(*values)[0])
+    expected = second(lambda *values: equations(layer, *values)[1])
+    np.testing.assert_allclose(found, expected, atol=1e-2 * np.abs(expected).max())
+
+
+@pytest.mark.tensorflow
+@each_layer
+def test_gradients_have_the_dtype_of_what_they_are_by(layer):
+    """TensorFlow takes no other back to what makes half-precision weights."""
+    found = []
+    for dtype in ("float16", "float32"):
+        one = made(layer, dtype=dtype, recurrent_dropout=0.5, max_forget_bits=3)
+        kernel, *others = (v.value for v in one.trainable_variables)
+        seeds = [ops.convert_to_tensor(np.uint32([3, 5]))]
+
+        def loss(kernel, one=one, others=others, seeds=seeds):
+            weights = [kernel / 0.5, *others]
+            return ops.sum(
+                ops.square(one.stateless_call(weights, seeds, X, training=True)[0])
+            )
+
+        found.append(derivative(loss, kernel))
+        assert found[-1].dtype == dtype
+    half, single = map(numpy, found)
+    np.testing.assert_allclose(half, single, atol=0.02 * np.abs(single).max())
+
+
 def turned(loop, back, steps, state, words):
     """The state and the words after steps there or back."""
     turn = compiled_once(loop.there_or_back)
