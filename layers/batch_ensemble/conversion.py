@@ -260,6 +260,10 @@ def _check_stateless(model):
 
 def _pairs(model, made):
     """The layers of an ensemble by the ids of those they were made of."""
+    if not isinstance(made, keras.Model):
+        raise ValueError(
+            f"expected `share_with` to be a keras.Model. Received: share_with={made!r}"
+        )
     found = {}
     for layer in model.layers:
         if isinstance(layer, keras.layers.InputLayer):

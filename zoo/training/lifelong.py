@@ -83,8 +83,8 @@ class Lifelong:
             The task's `keras.Model`, not compiled. `lifelong.tasks[name]` is it.
 
         Raises:
-            ValueError: If the name is taken or empty, or neither or both of `classes`
-                and `head` are given.
+            ValueError: If the name is taken or empty, neither or both of `classes` and
+                `head` are given, or the head is no layer, or a built one.
         """
         taken = map(output_name, self.tasks)
         if not isinstance(name, str) or not name or output_name(name) in taken:
@@ -99,6 +99,10 @@ class Lifelong:
             )
         if head is None:
             head = keras.layers.Dense(classes, name="head")
+        if not isinstance(head, keras.layers.Layer):
+            raise ValueError(
+                f"expected a head that is a layer. Received: head={head!r}"
+            )
         if head.built:
             raise ValueError(
                 "expected a head of this task alone, not built. "

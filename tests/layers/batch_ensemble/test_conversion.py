@@ -326,6 +326,8 @@ def test_two_ensembles_share_one_kernel_of_each_layer():
     other = keras.Sequential([keras.Input((4,)), layers.Dense(2, name="other")])
     with pytest.raises(ValueError, match="without a layer 'other'"):
         to_batch_ensemble(other, 2, share_with=first)
+    with pytest.raises(ValueError, match="Received: share_with=3"):
+        to_batch_ensemble(other, 2, share_with=3)
 
 
 @pytest.mark.parametrize("make", [images, words])

@@ -217,6 +217,8 @@ def test_refusals(tmp_path):
     head.build((None, 8))
     with pytest.raises(ValueError, match="which is built"):
         Lifelong(body()).add_task("one", head=head)
+    with pytest.raises(ValueError, match="a layer. Received: head=3"):
+        Lifelong(body()).add_task("one", head=3)
     wrapped = keras.Sequential(
         [
             keras.Input((3, 4)),
