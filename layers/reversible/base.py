@@ -147,8 +147,10 @@ class ReversibleCell(RecurrentCell, KernelLayer):
                 "max_forget_bits", max_forget_bits, 0, self.gate_bits
             )
         # Without a limit of its own a gate is one of 2^R_z, of at least 2^-R_z.
-        forget_bits = gate_bits if max_forget_bits is None else max_forget_bits
-        self.fixed = FixedPoint(self.state_bits, self.gate_bits, int(forget_bits))
+        forget_bits = self.max_forget_bits
+        if forget_bits is None:
+            forget_bits = self.gate_bits
+        self.fixed = FixedPoint(self.state_bits, self.gate_bits, forget_bits)
 
     @property
     def couplings(self):

@@ -68,7 +68,7 @@ def run(cell, tensors, **options):
         def gradient(*upstream):
             found = steps.backwards(keras.tree.flatten(upstream))
             found = keras.tree.map_structure(
-                lambda d, of: final(ops.cast(d, of.dtype), *given),
+                lambda d, of: once_differentiable(ops.cast(d, of.dtype), *given),
                 found,
                 {name: tensors[name] for name in found},
             )
@@ -343,15 +343,15 @@ class Loop:
 
 
 @ops.custom_gradient
-def final(gradient, *_):
+def once_differentiable(gradient, *_):
     """A gradient by the other arguments, by which it cannot be differentiated again."""
 
     def refuse(*_):
         raise NotImplementedError(
             "expected no second derivatives of a reversible layer, whose gradient runs "
-            "over the steps in integers. Received: a gradient that is differentiated "
-            "(as a gradient penalty does it): `keras.layers.RNN` around the "
-            "layer's cell keeps its steps, and has them"
+            "over the steps in integers. Received: a gradient that is differentiated, "
+            "as a gradient penalty does. `keras.layers.RNN` around the layer's cell "
+            "keeps its steps, and has second derivatives"
         )
 
     return gradient, refuse

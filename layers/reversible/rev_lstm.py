@@ -109,18 +109,19 @@ class RevLSTM(ReversibleLayer):
         h¹_t = p ∘ h¹_{t-1} + o ∘ φ(c¹_t),
 
     and then so for c² and h², of the new h¹_t. All are had again from the last ones, as
-    `kzoo.layers.RevGRU` says, which see: of fixed point, of the limit on what the gates
-    f and p forget, of gradients. With `max_forget_bits` = 0 there are no f and p, which
-    are 1.
+    `kzoo.layers.RevGRU` says, which see: of fixed point, of the limit k on what the
+    gates f and p forget, of gradients. As both forget, the memory of a training step
+    grows by 8 bytes in ⌊32 / k⌋ steps a unit. With `max_forget_bits` = 0 there are no f
+    and p, which are 1.
 
     h and c may grow by up to 1 a step: with `state_bits` b they wrap at 2^(31 - b), so
     that for states carried over T steps 2^(31 - b) is to be more than T. Where gates
     stay open in training, h grows without end, or does so later in a text that was not
     trained on. A `recurrent_activation` of at most s < 1, such as 0.97 σ, keeps both
-    below 1 / ((1 - 2^-k) (1 - s)), with k the bits that gates may forget; and with a
-    bias of p that starts at -2 h is at first nearly LSTM's, o ∘ φ(c)
-    (benchmarks/language_model.py trains it so). A long warm-up of the learning rate
-    helps too.
+    below about 1 / ((1 - 2^-k) (1 - s)), where (1 - 2^-k) (1 - s) is several times
+    2^-`gate_bits`, so that no gate rounds to 1; and with a bias of p that starts at -2
+    h is at first nearly LSTM's, o ∘ φ(c) (benchmarks/language_model.py trains it so). A
+    long warm-up of the learning rate helps too.
 
     Takes `keras.layers.LSTM`'s arguments, but `unroll` and `use_cudnn`. Dropped inputs
     and units are the same at all steps and for all gates.

@@ -384,6 +384,32 @@ def test_what_is_kept(layer):
     assert not any(numpy(w).any() for w in words)
 
 
+@pytest.mark.jax
+@each_layer
+def test_memory_grows_by_the_bits_that_may_be_forgotten(layer):
+    """By 4 bytes in 10 steps of 3 bits for each number of the state."""
+    import jax
+
+    rows, units, features, steps = 8, 64, 2, (320, 640)
+    layer = made(layer, units, features, max_forget_bits=3, dtype="float32")
+    others = [v.value for v in layer.non_trainable_variables]
+
+    def loss(weights, x):
+        y, _ = layer.stateless_call(weights, others, x, training=True)
+        return ops.sum(ops.square(y))
+
+    def needed(steps):
+        weights = [v.value for v in layer.trainable_variables]
+        x = jax.ShapeDtypeStruct((rows, steps, features), "float32")
+        step = jax.jit(jax.grad(loss)).lower(weights, x).compile()
+        return step.memory_analysis().temp_size_in_bytes
+
+    few, many = map(needed, steps)
+    grown = (steps[1] - steps[0]) * rows
+    words = grown / 10 * units * len(layer.state_size) * 4
+    assert words <= many - few <= words + grown * features * 4
+
+
 @each_layer
 @pytest.mark.parametrize("whole", [True, False])
 def test_outputs_of_the_first_units(layer, whole):
