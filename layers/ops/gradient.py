@@ -34,6 +34,37 @@ def gradients(function, tensors):
     return [tf.convert_to_tensor(gradient) for gradient in found]
 
 
+def with_gradient(function, gradient):
+    """Returns a function with a gradient of its own; no tape records its inside.
+
+    Where a gradient is taken inside of what is differentiated again, what the function
+    gives has its own gradient there too. (With `keras.ops.custom_gradient` it would
+    have, on JAX, that of the function's inside.)
+
+    Args:
+        function: Takes tensors, and returns a tuple of tensors.
+        gradient: Takes a tuple of these tensors and one of the gradients of what the
+            function returns, and returns the tensors' gradients, None of those without.
+
+    Returns:
+        A function as the first.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        whole = jax.custom_vjp(function)
+        whole.defvjp(lambda *given: (whole(*given), given), gradient)
+        return whole
+    import tensorflow as tf
+
+    @tf.custom_gradient
+    def whole(*given):
+        outputs = function(*map(tf.stop_gradient, given))
+        return outputs, lambda *upstream: gradient(given, upstream)
+
+    return whole
+
+
 def jacobian_products(function, tensors, vectors):
     """Returns what a function changes by along vectors: its Jacobian J times each.
 

@@ -30,6 +30,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from ..ops.gradient import with_gradient
 from ..ops.loops import array, at_step, loop, read, stacked, vjp, write
 
 
@@ -59,26 +60,26 @@ def run(cell, tensors, **options):
         List of the last state's parts and, with `output_units`, of the outputs.
     """
 
-    @ops.custom_gradient
+    def steps(given):
+        return Loop(cell, keras.tree.pack_sequence_as(tensors, given), **options)
+
     def function(*given):
-        flat = map(ops.stop_gradient, given)  # A persistent tape would keep all steps.
-        steps = Loop(cell, keras.tree.pack_sequence_as(tensors, [*flat]), **options)
-        last, outputs = steps.forwards()
+        last, outputs = steps(given).forwards()
+        return (*map(cell.decode, last), *outputs)
 
-        def gradient(*upstream):
-            found = steps.backwards(keras.tree.flatten(upstream))
-            found = keras.tree.map_structure(
-                lambda d, of: once_differentiable(ops.cast(d, of.dtype), *given),
-                found,
-                {name: tensors[name] for name in found},
-            )
-            # None of masks.
-            found |= dict.fromkeys(tensors.keys() - found.keys())
-            return tuple(keras.tree.flatten(found))
+    def gradient(given, upstream):
+        by = keras.tree.pack_sequence_as(tensors, given)
+        found = steps(given).backwards(keras.tree.flatten(upstream))
+        by = {name: by[name] for name in found}
+        floats = keras.tree.flatten(by)
+        found = keras.tree.map_structure(
+            lambda d, of: once_differentiable(ops.cast(d, of.dtype), *floats), found, by
+        )
+        # None of masks.
+        found |= dict.fromkeys(tensors.keys() - found.keys())
+        return tuple(keras.tree.flatten(found))
 
-        return (*map(cell.decode, last), *outputs), gradient
-
-    return list(function(*keras.tree.flatten(tensors)))
+    return list(with_gradient(function, gradient)(*keras.tree.flatten(tensors)))
 
 
 class Loop:
@@ -343,18 +344,17 @@ class Loop:
 
 
 @ops.custom_gradient
-def once_differentiable(gradient, *_):
-    """A gradient by the other arguments, by which it cannot be differentiated again."""
+def once_differentiable(gradient, *by):
+    """A gradient by tensors; differentiated by them again it is NaN, where not 0.
 
-    def refuse(*_):
-        raise NotImplementedError(
-            "expected no second derivatives of a reversible layer, whose gradient runs "
-            "over the steps in integers. Received: a gradient that is differentiated, "
-            "as a gradient penalty does. `keras.layers.RNN` around the layer's cell "
-            "keeps its steps, and has second derivatives"
-        )
+    As it is made of integers, zeros or worse would be found.
+    """
 
-    return gradient, refuse
+    def second(d):
+        lost = ops.where(ops.any(d != 0), float("nan"), 0.0)
+        return (d, *(ops.full_like(t, 1) * ops.cast(lost, t.dtype) for t in by))
+
+    return gradient, second
 
 
 def chosen(tensors, index):

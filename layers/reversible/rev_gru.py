@@ -97,8 +97,8 @@ class RevGRU(ReversibleLayer):
     for it until then. Both ways run through the same compiled code, so that gates are
     the same to the bit whatever the compiler has made of it; should the way back not
     end at the first state all the same, gradients are NaN. They pass straight through
-    rounding, and cannot be differentiated again: those of the cell in a
-    `keras.layers.RNN`, which keeps its steps, can.
+    rounding, and cannot be differentiated again: JAX refuses that, and what TensorFlow
+    gives is NaN. Those of the cell in a `keras.layers.RNN`, which keeps its steps, can.
 
     Unlike in the paper z is one number where it scales h and in 1 - z, the rounded
     one, so that |h| never exceeds 1 (there a gate that rounds to 1 adds its
@@ -163,7 +163,6 @@ class RevGRU(ReversibleLayer):
     Raises:
         ValueError: If `units` is odd, the numbers of bits, the rates or `output_units`
             are not within their bounds, or `unroll` is True.
-        NotImplementedError: If a gradient is differentiated.
 
     Example:
 

@@ -158,7 +158,6 @@ class RevLSTM(ReversibleLayer):
 
     Raises:
         ValueError: As `RevGRU`.
-        NotImplementedError: If a gradient is differentiated.
 
     Example:
 

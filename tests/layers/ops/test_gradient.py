@@ -1,7 +1,8 @@
 import numpy as np
 from keras import ops
 
-from kzoo.layers.ops.gradient import gradients, jacobian_products
+from kzoo.layers.ops.gradient import gradients, jacobian_products, with_gradient
+from kzoo.layers.ops.loops import vjp
 
 
 def test_gradients():
@@ -16,6 +17,27 @@ def test_the_gradient_of_a_table_is_dense():
     table = ops.ones((4, 2))
     (found,) = gradients(lambda t: ops.sum(ops.take(t, [1, 1, 3], axis=0)), [table])
     np.testing.assert_allclose(found, [[0, 0], [2, 2], [0, 0], [1, 1]])
+
+
+def test_a_gradient_of_its_own_is_that_of_values_inside_of_others_too():
+    def gradient(given, upstream):
+        (x, _), (d,) = given, upstream
+        return 7 * x * d, None
+
+    cube = with_gradient(lambda x, _: (x**3,), gradient)
+    x, number = ops.convert_to_tensor([1.0, 2.0]), ops.convert_to_tensor([3, 4])
+
+    def loss(x):
+        return ops.sum(cube(x, number)[0])
+
+    def inside(x):
+        (value,), pull = vjp(lambda x: (loss(x),), x)
+        pull((ops.ones_like(value),))
+        return value
+
+    np.testing.assert_allclose(loss(x), 9.0)
+    for function in (loss, inside):
+        np.testing.assert_allclose(gradients(function, [x])[0], [7.0, 14.0])
 
 
 def test_jacobian_products():

@@ -6,6 +6,7 @@ KEPT = (
     "noticed",
     "[RevLSTM-5",
     "right[RevGRU",
+    "taken_inside",
     "no_compiler",
     "grows",
 )
