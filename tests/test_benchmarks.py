@@ -125,33 +125,46 @@ def test_translations_were_measured_with_networks_there_are(monkeypatch):
     assert missed == set()  # What README says of the bar.
 
 
-def test_reversible_language_models_were_measured_at_their_best_rates(monkeypatch):
+def test_reversible_language_models_were_measured_at_their_best_settings(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     module = script(ROOT / "benchmarks" / "language_model.py")
+    first, *_ = seeds = module.SEEDS
     runs = {}
     for r in records("language_model.jsonl"):
-        of_length = runs.setdefault(r["updates"], {})
-        of_length[r["claim"], r["learning_rate"], r["seed"]] = r
-    short, runs = runs[900], runs[module.UPDATES]
-    means = {}
+        alike = runs.setdefault((r["updates"], r["claim"], r["embedding"]), {})
+        alike.setdefault(r["learning_rate"], {})[r["seed"]] = r
+
+    def validation(*runs):
+        return statistics.mean(r["bits_per_character"]["validation"] for r in runs)
+
+    def of_all_seeds(claim, size):
+        found = runs.get((module.UPDATES, claim, size), {}).values()
+        return [[own[s] for s in seeds] for own in found if own.keys() >= {*seeds}]
+
+    means, compared = {}, set()
     for claim, (kind, limit) in module.CLAIMS.items():
-        first = module.SEEDS[0]
+        size, units = module.KINDS[kind][2:]
         rates = module.RATES.get(claim, (module.RATE,))
-        searched = [runs[claim, rate, first] for rate in rates]
-        best = min(searched, key=lambda r: r["bits_per_character"]["validation"])
-        own = [runs[claim, best["learning_rate"], seed] for seed in module.SEEDS]
+        found = [runs[module.UPDATES, claim, size][rate] for rate in rates]
+        near = module.NEAR * min(validation(own[first]) for own in found)
+        found = [own for own in found if validation(own[first]) <= near]
+        found = [[own[s] for s in seeds] for own in found]
+        own = min(found, key=lambda own: validation(*own))
+        others = of_all_seeds(claim, {64: 128, 128: 64}[size])
+        if claim in module.RATES and others:
+            compared.add(claim)
+            assert validation(*own) < min(validation(*other) for other in others)
         for run in own:
             assert (run["layer"], run["max_forget_bits"]) == (kind, limit)
-            assert run["peer"] == module.peer_of(claim)
-            assert 0.98e6 < run["parameters"] < 1.1e6
+            assert (run["units"], run["peer"]) == (units, module.peer_of(claim))
+            assert 1.05e6 < run["parameters"] < 1.09e6
             assert run["processor_seconds"] < 2 * 300  # Five minutes of two cores.
         means[claim] = statistics.mean(r["bits_per_character"]["test"] for r in own)
         if kind in ("lstm", "rev_gru"):
-            of_short = {k[1]: r for k, r in short.items() if k[::2] == (claim, first)}
-            best = min(
-                of_short, key=lambda k: of_short[k]["bits_per_character"]["validation"]
-            )
-            assert len(of_short) == 3 and best == module.RATE
+            short = runs[900, claim, 128]
+            best = min(short, key=lambda rate: validation(short[rate][first]))
+            assert len(short) == 3 and best == module.RATE
+    assert compared == {"gru", "lstm", "rev_lstm_2"}
     table = rows_of("language")
     for claim, (kind, limit) in module.CLAIMS.items():
         if peer := module.peer_of(claim):
