@@ -17,7 +17,8 @@ layers, a mean over seeds, is compared with that of Keras's, with a bar. The pat
 of a network's name and what it attends to, such as "rev_gru_3 slice*".
 
 Reversible networks have about as many weights as their peers. Each network has the
-learning rate of a grid whose validation loss is the least, from the first seed.
+learning rate whose validation loss is the least from the first seed, of a grid that
+goes on until the best is not at its end.
 """
 
 import argparse
@@ -232,12 +233,15 @@ def measured(asked):
 
 
 def tuned(kind, attend_to):
-    """The learning rate of a network."""
+    """The learning rate of a network, and none of those beside it is as good."""
 
     def loss(rate):
         return measured(settings(kind, attend_to, SEEDS[0], rate))["validation_loss"]
 
-    return min(RATES, key=loss)
+    rates = [*RATES]
+    while (best := min(rates, key=loss)) in (rates[0], rates[-1]):
+        rates = [best / 2, *rates] if best == rates[0] else [*rates, 2 * best]
+    return best
 
 
 def peer_of(kind):
