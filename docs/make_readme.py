@@ -357,7 +357,7 @@ def translation_table():
 
 
 def language_table():
-    """Returns the newest figures of benchmarks/language_model.py, over seeds."""
+    """Returns the figures of benchmarks/language_model.py, over seeds."""
     searched, runs = {}, {}
     records = results.read(ROOT / "benchmarks/results/language_model.jsonl")
     longest = max(r["updates"] for r in records)

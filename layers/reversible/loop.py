@@ -352,7 +352,7 @@ def once_differentiable(gradient, *by):
 
     def second(d):
         lost = ops.where(ops.any(d != 0), float("nan"), 0.0)
-        return (d, *(ops.full_like(t, 1) * ops.cast(lost, t.dtype) for t in by))
+        return (d, *(ops.ones_like(t) * ops.cast(lost, t.dtype) for t in by))
 
     return gradient, second
 
